@@ -1,0 +1,129 @@
+"""What a stage's result depends on, as one hash: its command, the contents of its deps and its parameters.
+
+Work in progress and MLflow runs carry this key, so a kill can be resumed and an earlier run found again, and a change
+of anything that matters can be neither. DVC keeps the hash of every file it has seen, so a checkpoint of many
+gigabytes is not read again. Without DVC (or outside a DVC repository) dvc.yaml is read here and the files are hashed.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.parameters import load_params
+
+RAW_DATA = "data/raw"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """`key` names this computation; `data_hash` is the md5 of the raw data underneath it ("" before there is any)."""
+
+    key: str
+    data_hash: str
+
+
+def fingerprint(root: Path, stage: str) -> Fingerprint:
+    """The fingerprint of one stage (`tokenize`, `evaluate@tune_cap`); ValueError when it is unknown or a dep is absent."""
+    if find_spec("dvc") is None or not (root / ".dvc").is_dir():
+        return _fingerprint_without_dvc(root, stage)
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        try:
+            (found,) = repo.stage.collect(stage)
+        except DvcException as error:
+            raise ValueError(f"dvc.yaml has no stage {stage!r}: {error}") from error
+        return Fingerprint(_key_from_dvc(found), _hash_of_raw_data(repo))
+
+
+def fingerprints(root: Path) -> dict[str, str]:
+    """The key of every stage whose deps all exist, by address; needs DVC."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        ready = (stage for stage in repo.index.stages if all(dep.exists for dep in stage.deps))
+        return {stage.addressing: _key_from_dvc(stage) for stage in ready}
+
+
+def _key_from_dvc(stage: Any) -> str:
+    from dvc.dependency.param import ParamsDependency
+
+    deps, params = {}, {}
+    for dep in stage.deps:
+        if isinstance(dep, ParamsDependency):
+            params.update(dep.read_params(flatten=False))
+        elif not dep.exists:
+            raise ValueError(_absent(stage.addressing, dep.def_path))
+        else:
+            deps[dep.def_path] = dep.get_hash().value
+    return _digest(stage.cmd, deps, params)
+
+
+def _hash_of_raw_data(repo: Any) -> str:
+    outs = [out for stage in repo.index.stages for out in stage.outs if out.def_path == RAW_DATA and out.exists]
+    return outs[0].get_hash().value if outs else ""
+
+
+def _digest(command: Any, deps: dict[str, str], params: dict[str, Any]) -> str:
+    facts = json.dumps([command, deps, params], sort_keys=True, default=str)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _absent(stage: str, path: str) -> str:
+    return f"stage {stage} reads {path}, which does not exist. Make what it needs first: dvc repro {stage}"
+
+
+def _fingerprint_without_dvc(root: Path, stage: str) -> Fingerprint:
+    params = load_params(root / "params.yaml")
+    declared, item = _declaration(root, stage)
+    deps = {}
+    for template in declared.get("deps", []):
+        path = _interpolate(template, params, item)
+        if not (root / path).exists():
+            raise ValueError(_absent(stage, path))
+        deps[path] = _hash_of_path(root / path)
+    chosen = {name: params.get(_interpolate(name, params, item)) for name in declared.get("params", [])}
+    raw = root / RAW_DATA
+    return Fingerprint(_digest(declared.get("cmd"), deps, chosen | {"item": item}), _hash_of_path(raw) if raw.exists() else "")
+
+
+def _declaration(root: Path, stage: str) -> tuple[dict[str, Any], str]:
+    file = root / "dvc.yaml"
+    stages = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}).get("stages", {})
+    name, _, item = stage.partition("@")
+    if name not in stages or ("foreach" in stages[name]) != bool(item):
+        raise ValueError(f"{file} has no stage {stage!r}. It has: {', '.join(stages) or 'none'}")
+    return stages[name].get("do", stages[name]), item
+
+
+def _interpolate(template: str, params: dict[str, Any], item: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        found: Any = params | {"item": item}
+        for part in match[1].split("."):
+            found = found[part]
+        return str(found)
+
+    return re.sub(r"\$\{([^}]+)\}", value, template)
+
+
+def _hash_of_path(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    for file in _files(path):
+        digest.update(f"{file.relative_to(path)}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "md5").digest())
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> Iterable[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)

@@ -1,0 +1,167 @@
+"""Runs one stage of the pipeline: parameters, threads, a place for work in progress, a tracked run, errors a person can read.
+
+Every tasks/X.py ends with `if __name__ == "__main__": run_stage(main, "X")` and is started by `python -m tasks.X`.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from model.training.file_tracker import RunIdentity
+from model.training.pipeline_run import current_pipeline_run, end_pipeline_run, open_pipeline_run
+from model.training.tracking import Tracker, open_tracker
+from tasks.environment import quiet, use_threads
+from tasks.fingerprint import fingerprint
+from tasks.parameters import explain_section, load_params
+
+FIRST_STAGE = "download"
+LEFTOVERS = 2  # unfinished work of other keys that is kept per stage: an interrupted change of mind can still be taken up again
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage's `main` is given. `work` survives kills and goes away on success; `key` names this very computation."""
+
+    name: str
+    instance: str | None
+    params: dict[str, Any]
+    section: dict[str, Any]
+    seed: int
+    threads: int
+    root: Path
+    work: Path
+    key: str
+    tracker: Tracker
+
+    @property
+    def address(self) -> str:
+        """The name DVC gives it: `tokenize`, `evaluate@tune_cap`."""
+        return f"{self.name}@{self.instance}" if self.instance else self.name
+
+    def publish(self, made: Path, out: str) -> Path:
+        """Moves a finished file or folder to its place under the root, in one rename, over whatever stood there."""
+        target = self.root / out
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        os.replace(made, target)
+        return target
+
+
+def run_stage(main: Callable[[Stage], None], name: str) -> None:
+    """Runs `main` as a process of its own and exits: 0 done, 2 wrong input (one message), 130/143 stopped, 1 anything else."""
+    quiet()
+    root = Path.cwd()
+    arguments = _parse_arguments(main, name, root)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        with open_stage(name, root, arguments.instance) as stage:
+            started = time.monotonic()
+            print(f"{stage.address}: begins ({stage.tracker.location}, work in {stage.work.relative_to(root)})", flush=True)
+            main(stage)
+        print(f"{stage.address}: done in {time.monotonic() - started:.1f} s", flush=True)
+    except ValueError as error:
+        if os.environ.get("UNMASK_TRACEBACK"):
+            raise
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[Stage]:
+    """A stage ready to work, its run closed and its work in progress removed or kept as the body ends."""
+    params = load_params(root / "params.yaml")
+    if name not in params or not isinstance(params[name], dict | None):
+        raise ValueError(f"params.yaml has no section {name!r}, so stage {name} has no settings. Complete examples: presets/")
+    section = params[name] or {}
+    threads = _whole(section.get("threads", params.get("threads", 1)), "threads", 1)
+    use_threads(threads)
+    address = f"{name}@{instance}" if instance else name
+    identity = fingerprint(root, address)
+    work = root / ".work" / address / identity.key
+    work.mkdir(parents=True, exist_ok=True)
+    os.utime(work)
+    tags = _tags(root, params, name, instance) | {"unmask.data": identity.data_hash}
+    parent = open_pipeline_run(root, tags) if name == FIRST_STAGE else current_pipeline_run(root)
+    tracker = open_tracker(root, RunIdentity(address, identity.key, tags, parent))
+    seed = _whole(params.get("seed", 0), "seed", 0)
+    stage = Stage(name, instance, params, section, seed, threads, root, work, identity.key, tracker)
+    try:
+        tracker.log_params(section | {"seed": seed, "threads": threads})
+        yield stage
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        tracker.close(status)
+        end_pipeline_run(root, status)
+        raise
+    tracker.close()
+    shutil.rmtree(work, ignore_errors=True)
+    _bound_leftovers(work.parent)
+
+
+def _parse_arguments(main: Callable[[Stage], None], name: str, root: Path) -> argparse.Namespace:
+    section = explain_section(root / "params.yaml", name)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m tasks.{name}",
+        description=sys.modules[main.__module__].__doc__,
+        epilog=f"Its settings in params.yaml:\n\n{section}" if section else "params.yaml has no section of this name.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--instance", help="which of the stage's instances, where dvc.yaml declares several (evaluate@INSTANCE)")
+    return parser.parse_args()
+
+
+def _stop(signum: int, frame: Any) -> None:
+    sys.exit(TERMINATED)
+
+
+def _whole(value: Any, name: str, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"params.yaml: {name} is {value!r}; it must be a whole number of at least {least}")
+    return value
+
+
+def _tags(root: Path, params: dict[str, Any], name: str, instance: str | None) -> dict[str, str]:
+    commit = _git(root, "rev-parse", "HEAD")
+    dirty = "+changed" if commit and _git(root, "status", "--porcelain", "--untracked-files=no") else ""
+    try:
+        dvc = version("dvc")
+    except PackageNotFoundError:
+        dvc = ""
+    return {
+        "unmask.stage": name,
+        "unmask.instance": instance or "",
+        "unmask.preset": str(params.get("preset", "")),
+        "unmask.git": commit + dirty,
+        "unmask.dvc": dvc,
+    }
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # not a repository, or one without a commit
+        return ""
+
+
+def _bound_leftovers(folder: Path) -> None:
+    """Keeps the newest LEFTOVERS unfinished keys of a stage."""
+    leftovers = sorted(folder.iterdir(), key=lambda work: work.stat().st_mtime, reverse=True)
+    for work in leftovers[LEFTOVERS:]:
+        shutil.rmtree(work, ignore_errors=True)
+    if not leftovers:
+        folder.rmdir()
