@@ -1,0 +1,149 @@
+"""The one network: token ids and an attention pattern in, hidden states out; the head is separate.
+
+The head is a method of its own because every objective and every sampler needs logits at a few positions only.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.network.cache import CachedPart, NewKeysValues
+from model.network.config import NetworkConfig
+from model.network.masks import AttentionPattern
+from model.network.rotary import Rotary, rotate
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions and, when asked, normalised queries and keys."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        width, heads, shared = config.width_per_head, config.num_heads, config.key_value_heads
+        self.heads, self.shared, self.width = heads, shared, width
+        self.query_key_value = nn.Linear(config.hidden_size, (heads + 2 * shared) * width, bias=False)
+        self.output = nn.Linear(heads * width, config.hidden_size, bias=False)
+        self.query_norm = nn.RMSNorm(width, config.norm_epsilon) if config.query_key_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(width, config.norm_epsilon) if config.query_key_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch rows hidden"],
+        turn: tuple[Tensor, Tensor],
+        allowed: Bool[Tensor, "batch 1 rows keys"],
+        cached: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float[Tensor, "batch rows hidden"], tuple[Tensor, Tensor]]:
+        """The attention output and this call's own keys and values (rotated: absolute positions never change)."""
+        batch, rows, _ = x.shape
+        parts = self.query_key_value(x).view(batch, rows, -1, self.width).transpose(1, 2)
+        query, key, value = parts.split((self.heads, self.shared, self.shared), dim=1)
+        query, key = rotate(self.query_norm(query), *turn), rotate(self.key_norm(key), *turn)
+        new = (key, value)
+        if cached is not None:
+            key, value = torch.cat((cached[0], key), 2), torch.cat((cached[1], value), 2)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=allowed, enable_gqa=self.heads != self.shared
+        )
+        return self.output(mixed.transpose(1, 2).reshape(batch, rows, -1)), new
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x), gate and up in one matrix."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.feed_forward_size, bias=False)
+        self.down = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
+        """The transformed states, same shape."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(functional.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], allowed: Tensor, cached) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The new residual stream and this call's keys and values."""
+        mixed, new = self.attention(self.attention_norm(x), turn, allowed, cached)
+        x = x + mixed
+        return x + self.feed_forward(self.feed_forward_norm(x)), new
+
+
+class Transformer(nn.Module):
+    """A decoder stack whose attention pattern is an argument: the same weights read causally, both ways, or in blocks."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.rotary = Rotary(config.width_per_head, config.rotary_base, config.maximum_positions)
+        self.unembedding = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
+        if config.tie_embeddings:
+            self.unembedding.weight = self.embedding.weight
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch rows"],
+        positions: Int[Tensor, "batch rows"],
+        pattern: AttentionPattern | Bool[Tensor, "batch 1 rows keys"],
+        embedding_noise: Float[Tensor, "batch rows hidden"] | None = None,
+    ) -> Float[Tensor, "batch rows hidden"]:
+        """Normalised hidden states of every row; a pattern, or the dense matrix of who sees whom, says what attends to what."""
+        return self._run(tokens, positions, pattern, embedding_noise, None)[0]
+
+    def forward_cached(
+        self,
+        tokens: Int[Tensor, "batch rows"],
+        positions: Int[Tensor, "batch rows"],
+        allowed: Bool[Tensor, "batch 1 rows keys"],
+        part: CachedPart,
+    ) -> tuple[Float[Tensor, "batch rows hidden"], NewKeysValues]:
+        """Hidden states of rows that also see a prefix cache, and their own keys and values per layer (not stored).
+
+        `allowed` spans the cache's first `extent` positions, then the rows themselves; part = (cache, slots, extent).
+        """
+        return self._run(tokens, positions, allowed, None, part)
+
+    def _run(self, tokens, positions, pattern, embedding_noise, part: CachedPart | None) -> tuple[Tensor, NewKeysValues]:
+        x = self.embedding(tokens)
+        if embedding_noise is not None:
+            x = x + embedding_noise
+        turn = self.rotary(positions, x.dtype)
+        allowed = pattern.allowed() if isinstance(pattern, AttentionPattern) else pattern
+        new: NewKeysValues = []
+        for index, layer in enumerate(self.layers):
+            cached = None if part is None else part[0].layer(index, part[1], part[2])
+            x, own = layer(x, turn, allowed, cached)
+            new.append(own)
+        return self.norm(x), new
+
+    def head(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
+        """Logits of hidden states."""
+        return self.unembedding(hidden)
+
+    def initialise(self, rng: torch.Generator) -> None:
+        """Fresh weights from one generator: normal 0.02, residual outputs scaled by 1 / sqrt(2 num_layers) (GPT-2), norms 1."""
+        residual = 0.02 / (2 * self.config.num_layers) ** 0.5
+        for name, parameter in sorted(self.named_parameters()):
+            with torch.no_grad():
+                if parameter.dim() < 2:
+                    parameter.fill_(1.0)
+                else:
+                    is_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+                    parameter.normal_(0.0, residual if is_residual else 0.02, generator=rng)
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Trainable numbers in a network, tied matrices counted once."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,73 @@
+"""How much is hidden, its loss weight, and which tokens: drawn per segment with a given generator.
+
+A segment is what shares one hiding probability t: a document (masked diffusion) or a block (block diffusion). methods section 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+DRAWS = ("iid_t", "exact_count")
+
+
+@dataclass(frozen=True)
+class HidingConfig:
+    """Which law draws what is hidden; t is clipped to [minimum_fraction, maximum_fraction] under `iid_t`."""
+
+    draw: str = "iid_t"
+    minimum_fraction: float = 0.001
+    maximum_fraction: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.draw not in DRAWS:
+            raise ValueError(f"draw '{self.draw}' must be one of {', '.join(DRAWS)}")
+        if not 0.0 < self.minimum_fraction < self.maximum_fraction <= 1.0:
+            raise ValueError(
+                f"the hidden share must satisfy 0 < minimum_fraction ({self.minimum_fraction}) < "
+                f"maximum_fraction ({self.maximum_fraction}) <= 1"
+            )
+
+
+def draw_hidden(
+    segments: Int[Tensor, "batch length"], maskable: Bool[Tensor, "batch length"], config: HidingConfig, rng: torch.Generator
+) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch length"]]:
+    """Which maskable tokens are hidden, and the loss weight of each (1/t, or n/k under exact_count); unmaskable ones never.
+
+    Every segment with a maskable token hides at least one (the one with the smallest draw: forcing it biases `iid_t` slightly).
+    """
+    num_segments = int(segments.max()) + 1
+    chance = torch.rand(segments.shape, generator=rng, device=rng.device).to(segments.device)
+    chance = torch.where(maskable, chance, 2.0)
+    counts = torch.zeros(segments.shape[0], num_segments, device=segments.device)
+    counts.scatter_add_(1, segments, maskable.float())
+    if config.draw == "exact_count":
+        hidden, weight = _exact_count(segments, chance, counts, rng)
+    else:
+        hidden, weight = _iid(segments, chance, num_segments, config, rng)
+    return hidden & maskable, weight
+
+
+def _iid(segments, chance, num_segments: int, config: HidingConfig, rng) -> tuple[Tensor, Tensor]:
+    low, high = config.minimum_fraction, config.maximum_fraction
+    shape = (segments.shape[0], num_segments)
+    # Stratified over the whole batch: every t is still uniform, their spread over a batch is even (lower variance of the loss).
+    order = torch.randperm(shape[0] * num_segments, generator=rng, device=rng.device).to(segments.device)
+    offset = torch.rand((), generator=rng, device=rng.device).to(segments.device)
+    fraction = ((order.float() + offset) / order.numel()).view(shape) * (high - low) + low
+    smallest = torch.full(shape, 3.0, device=segments.device).scatter_reduce_(1, segments, chance, "amin")
+    own_fraction = fraction.gather(1, segments)
+    hidden = (chance < own_fraction) | (chance == smallest.gather(1, segments))
+    return hidden, 1.0 / own_fraction
+
+
+def _exact_count(segments, chance, counts, rng) -> tuple[Tensor, Tensor]:
+    uniform = torch.rand(counts.shape, generator=rng, device=rng.device).to(segments.device)
+    chosen = (uniform * counts).floor().clamp_max((counts - 1).clamp_min(0)) + 1  # U{1..n}
+    key = segments.double() * 4.0 + chance.double()  # chance < 4: sorts by segment, then by draw
+    rank = key.argsort(dim=1).argsort(dim=1)
+    first = torch.zeros_like(counts).scatter_add_(1, segments, torch.ones_like(chance)).cumsum(1)
+    start = torch.cat((torch.zeros_like(first[:, :1]), first[:, :-1]), 1)
+    hidden = (rank - start.gather(1, segments)) < chosen.gather(1, segments)
+    return hidden, (counts / chosen).gather(1, segments)

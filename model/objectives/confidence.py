@@ -1,0 +1,47 @@
+"""CAP, confidence-aware parallel training (LLaDA 2.0 eq. 6; dParallel, arXiv:2509.26488): be sure where you are right.
+
+`L_base + lambda * mean_{i in R} H(softmax(z_i / T))`, R = hidden positions whose first guess is right. R carries no gradient,
+the entropy does; an empty R costs 0 and stays in the graph.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from model.objectives.objective import Head, Objective, Terms, View, diffusion_terms
+from model.text.batch import Batch
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Wraps any diffusion objective; `strength` is the paper's lambda, `temperature` its T."""
+
+    base: Objective
+    strength: float = 2.0
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.strength < 0 or self.temperature <= 0:
+            raise ValueError(f"CAP needs strength >= 0 (got {self.strength}) and temperature > 0 (got {self.temperature})")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The base's terms and the entropy term."""
+        return {**self.base.weights, "entropy": self.strength}
+
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
+        """What the base reads."""
+        return self.base.corrupt(batch, rng)
+
+    def score(self, hidden, head: Head, view: View) -> Terms:
+        """The base's terms, and the entropy summed over right first guesses; one pass through the head for both."""
+        logits = head(hidden).float()
+        right = logits.detach().argmax(-1) == view.targets
+        log_probabilities = functional.log_softmax(logits / self.temperature, -1)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
+        return {**diffusion_terms(logits, view), "entropy": ((entropy * right).sum(), right.sum().float())}
+
+    def counts(self, view: View) -> None:
+        """R depends on the network."""
+        return None

@@ -1,0 +1,49 @@
+"""From a checkpoint and a policy's name to something that answers prompts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from model.checkpoints.store import Checkpoint
+from model.network.transformer import Transformer
+from model.registry import resolve
+from model.samplers.block_loop import BlockDecoder
+from model.samplers.guesses import Guesser
+from model.samplers.left_to_right import LeftToRight
+from model.samplers.policies import FixedSteps, Policy
+from model.samplers.results import Decoded
+
+Decoder = Callable[..., list[Decoded]]
+
+
+def make_policy(description: dict[str, Any], block_tokens: int) -> Policy:
+    """The policy of `{"name": "threshold", "threshold": 0.9}`; `{"name": "one_token"}` and `{"name": "tokens_per_step",
+    "tokens": 8}` are fixed steps counted the other way round."""
+    options = dict(description)
+    name = options.pop("name", None)
+    if name == "one_token":
+        return FixedSteps(block_tokens)
+    if name == "tokens_per_step":
+        tokens = options.pop("tokens")
+        if not 1 <= tokens <= block_tokens:
+            raise ValueError(f"tokens_per_step {tokens} must lie between 1 and the block's {block_tokens} tokens")
+        return FixedSteps(-(-block_tokens // tokens))
+    try:
+        return resolve("policy", name)(**options)
+    except TypeError as error:
+        raise ValueError(f"policy {description}: {error}") from error
+
+
+def make_decoder(
+    checkpoint: Checkpoint,
+    policy: dict[str, Any] | None = None,
+    batch_rows: int = 64,
+    eos_early_stop: bool = True,
+    guesser: Guesser | None = None,
+) -> Decoder:
+    """`decode(prompts, max_new_tokens) -> list[Decoded]`; a causal network decodes left to right, any other needs a policy."""
+    network: Transformer = checkpoint.network
+    if network.config.attention == "causal":
+        return LeftToRight(network, batch_rows)
+    if policy is None:
+        raise ValueError("a diffusion network needs a decoding policy, for example {'name': 'threshold', 'threshold': 0.9}")
+    return BlockDecoder(network, make_policy(policy, network.config.block_tokens), batch_rows, eos_early_stop, guesser)

@@ -1,0 +1,243 @@
+"""The one training loop: any objective, any network, any number of accumulation steps and processes (accelerate).
+
+What a step draws comes from a generator seeded by (seed, step, slice), so that resuming needs weights, optimizer state and the
+step number only, and continues bit for bit.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.objectives.objective import Objective, Terms, View
+from model.text.batch import Batch
+from model.text.packing import TokenRows
+from model.training.config import TrainingConfig
+from model.training.loader import RowLoader
+from model.training.optimizer import learning_rate_factor, make_optimizer
+from model.training.tracking import Tracker
+
+
+@dataclass
+class Progress:
+    """Everything a resumed run must know besides weights and optimizer state."""
+
+    step: int = 0
+    best: float = math.inf
+    evaluations_without_improvement: int = 0
+    stopped_early: bool = False
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def seeded(seed: int, *counters: int) -> torch.Generator:
+    """A generator that depends on the seed and the counters alone (a fixed mixing of 64-bit words)."""
+    state = seed & (2**64 - 1)
+    for counter in counters:
+        state = (state ^ (counter + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state & (2**63 - 1))
+
+
+class Trainer:
+    """Trains `network` on `loader` with `objective`; `run()` returns when all steps are done or patience is out."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        validation_objective: Objective,
+        loader: RowLoader,
+        validation: TokenRows,
+        config: TrainingConfig,
+        work: Path,
+        tracker: Tracker,
+        seed: int,
+        name: str,
+    ) -> None:
+        mixed = {"float32": "no", "bfloat16": "bf16"}[config.precision]
+        self.accelerator = Accelerator(mixed_precision=mixed)
+        self.objective, self.validation_objective = objective, validation_objective
+        self.loader, self.validation, self.config = loader, validation, config
+        self.work, self.tracker, self.seed, self.name = work, tracker, seed, name
+        optimizer = make_optimizer(network, config.learning_rate, config.weight_decay)
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.raw_network = self.accelerator.unwrap_model(self.network)
+        self.factor = learning_rate_factor(
+            config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction
+        )
+        self.progress = Progress()
+
+    def run(self) -> Progress:
+        """Train from the last checkpoint in the work folder, if any, to the end."""
+        self._resume()
+        config, progress = self.config, self.progress
+        bar = tqdm(
+            total=config.steps, initial=progress.step, desc=self.name, unit="step", mininterval=2.0, dynamic_ncols=True,
+            disable=not self.accelerator.is_local_main_process,
+        )
+        window = _Window()
+        batches = self.loader.prefetch(progress.step, config.steps)
+        with bar:
+            for batch in batches:
+                if progress.stopped_early:
+                    break
+                window.add(self._step(batch), int((batch.documents >= 0).sum()))
+                progress.step += 1
+                bar.update()
+                if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
+                    self._log(window, bar)
+                    window = _Window()
+                if progress.step % config.validate_every_steps == 0 or progress.step == config.steps:
+                    self._validate()
+                if progress.step % config.checkpoint_every_steps == 0 and progress.step < config.steps:
+                    self._save()
+        return progress
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        step, config = self.progress.step, self.config
+        self.network.train()
+        slices = self._slices(batch, step)
+        totals = self._counts(slices)
+        measured: dict[str, Tensor] = {}
+        for view in slices:
+            terms = self._terms(view)
+            parts = {name: total / totals[name] for name, (total, _) in terms.items()}
+            loss = sum(self.objective.weights[name] * part for name, part in parts.items())
+            # DDP averages gradients over processes; the terms are already divided by the counts of all of them.
+            self.accelerator.backward(loss * self.accelerator.num_processes)
+            measured = {name: measured.get(name, 0.0) + part.detach() for name, part in parts.items()}
+            measured["loss"] = measured.get("loss", 0.0) + loss.detach()
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+        values = {name: float(self.accelerator.reduce(value, "sum")) for name, value in measured.items()}
+        values["gradient_norm"] = float(norm)
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+            raise ValueError(
+                f"{self.name}: the loss or its gradient is not finite at step {step + 1} (loss {values['loss']}, gradient norm "
+                f"{values['gradient_norm']}). The last good checkpoint is kept in {self.work}; lower learning_rate or gradient_clip"
+            )
+        values["learning_rate"] = config.learning_rate * self.factor(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = values["learning_rate"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return values
+
+    def _slices(self, batch: Batch, step: int) -> list[View]:
+        """This process's accumulation slices, each corrupted by its own generator."""
+        accelerator, parts = self.accelerator, self.config.accumulation_steps
+        rows = batch.tokens.shape[0] // parts
+        views = []
+        for index in range(parts):
+            piece = Batch(*(value[index * rows : (index + 1) * rows] for value in batch.tensors()))
+            rng = seeded(self.seed, step, index * accelerator.num_processes + accelerator.process_index)
+            views.append(self.objective.corrupt(piece.to(accelerator.device), rng))
+        return views
+
+    def _terms(self, view: View) -> Terms:
+        with self.accelerator.autocast():
+            hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise)
+            return self.objective.score(hidden[view.graded], self.raw_network.head, view)
+
+    def _counts(self, views: list[View]) -> dict[str, Tensor]:
+        """Counts of every term summed over accumulation and processes; a first pass without gradient where only the network knows."""
+        totals: dict[str, Tensor] = {}
+        for view in views:
+            counts = self.objective.counts(view)
+            if counts is None:
+                with torch.no_grad():
+                    counts = {name: count for name, (_, count) in self._terms(view).items()}
+            totals = {name: totals.get(name, 0.0) + count.to(self.accelerator.device) for name, count in counts.items()}
+        return {name: self.accelerator.reduce(total, "sum").clamp_min(1.0) for name, total in totals.items()}
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Loss and bits per byte on the first validation rows, with the same hidden tokens at every evaluation."""
+        self.network.eval()
+        rows = min(self.config.validation_rows, self.validation.num_rows)
+        sums: dict[str, list[float]] = {}
+        graded = 0
+        for index, start in enumerate(range(0, rows, 64)):
+            batch = self.validation.read(range(start, min(start + 64, rows))).to(self.accelerator.device)
+            view = self.validation_objective.corrupt(batch, seeded(self.seed, 2**40, index))
+            with self.accelerator.autocast():
+                hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise)
+                terms = self.validation_objective.score(hidden[view.graded], self.raw_network.head, view)
+            graded += int(batch.graded.sum())
+            for name, (total, count) in terms.items():
+                pair = sums.setdefault(name, [0.0, 0.0])
+                pair[0] += float(total)
+                pair[1] += float(count)
+        means = {name: total / max(count, 1.0) for name, (total, count) in sums.items()}
+        likelihood = next(name for name in means if self.validation_objective.weights[name] > 0)
+        nats_per_byte = sums[likelihood][0] / (self.validation.num_bytes * graded / self.validation.num_graded_tokens)
+        bits = nats_per_byte / math.log(2.0)
+        progress = self.progress
+        record = {"val/loss": means[likelihood], "val/bits_per_byte": bits, "val/accuracy": means.get("accuracy", math.nan)}
+        self.tracker.log_metrics(record, step=progress.step)
+        progress.curve.append({"step": progress.step, **record})
+        if bits < progress.best - self.config.minimum_improvement:
+            progress.best, progress.evaluations_without_improvement = bits, 0
+        else:
+            progress.evaluations_without_improvement += 1
+        patience = self.config.patience
+        progress.stopped_early = patience is not None and progress.evaluations_without_improvement >= patience
+
+    def _log(self, window: "_Window", bar: tqdm) -> None:
+        means = window.means()
+        self.progress.curve.append({"step": self.progress.step, **{f"train/{k}": v for k, v in means.items()}})
+        self.tracker.log_metrics(
+            {**{f"train/{name}": value for name, value in means.items()}, "train/tokens_per_second": window.tokens_per_second()},
+            step=self.progress.step,
+        )
+        bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
+
+    def _save(self) -> None:
+        """One atomic rename publishes the new resume point; the one before it is removed afterwards."""
+        target = self.work / f"step-{self.progress.step:08d}"
+        temporary = self.work / "writing"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            (temporary / "progress.json").write_text(json.dumps(self.progress.__dict__))
+            os.replace(temporary, target)
+            for older in _resume_points(self.work)[:-1]:
+                shutil.rmtree(older)
+
+    def _resume(self) -> None:
+        points = _resume_points(self.work)
+        if points:
+            self.accelerator.load_state(str(points[-1]))
+            self.progress = Progress(**json.loads((points[-1] / "progress.json").read_text()))
+
+
+class _Window:
+    """Averages since the last log line."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+        self.tokens, self.started = 0, time.perf_counter()
+
+    def add(self, values: dict[str, float], tokens: int) -> None:
+        self.values.append(values)
+        self.tokens += tokens
+
+    def means(self) -> dict[str, float]:
+        return {name: sum(v[name] for v in self.values) / len(self.values) for name in self.values[0]}
+
+    def tokens_per_second(self) -> float:
+        return self.tokens / (time.perf_counter() - self.started)
+
+
+def _resume_points(work: Path) -> list[Path]:
+    return sorted(path for path in work.glob("step-*") if (path / "progress.json").exists())
