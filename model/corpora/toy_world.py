@@ -1,0 +1,177 @@
+"""The embedded corpus: a small seeded world as documents, conversations and a suite of twelve benchmarks.
+
+    python -m model.corpora.toy_world --show 2 --language en      # samples of everything, and how long they are in tokens
+
+Same configuration, same bytes, in any process. Documents state facts and worked examples; conversations ask and answer
+questions of the training split only; `questions` gives those of the validation and test splits. Files: `_facts` (what is true),
+`_knowledge`, `_reasoning`, `_coding`, `_writing`, `_mathematics` (what is asked), `_wording_*` (how it is said), `_documents`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+from model.corpora import toy_world_coding, toy_world_knowledge, toy_world_mathematics, toy_world_reasoning, toy_world_writing
+from model.corpora.toy_world_documents import document, opening_turns
+from model.corpora.toy_world_facts import World, build_world
+from model.corpora.toy_world_tasks import LANGUAGES, SPLITS, Task, Voice, draw_from, split_of
+
+MARK = "####"
+_MODULES = (toy_world_knowledge, toy_world_reasoning, toy_world_coding, toy_world_writing, toy_world_mathematics)
+TASKS: dict[str, Task] = {task.name: task for module in _MODULES for task in module.TASKS}
+BENCHMARKS: dict[str, str] = {name: task.category for name, task in TASKS.items()}
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What to generate; `difficulty` 1..4 sets the number of steps, the hops and the size of numbers."""
+
+    language: str = "en"
+    difficulty: int = 2
+    seed: int = 0
+    num_people: int = 24
+    worked_fraction: float = 0.4  # of documents: worked examples; the others state facts
+    two_turn_fraction: float = 0.15  # of conversations: the question follows an easy one, where both are short
+
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGES:
+            raise ValueError(f"language is {self.language!r}; choose one of {sorted(LANGUAGES)} in toy_world.language")
+        if self.difficulty not in (1, 2, 3, 4):
+            raise ValueError(f"difficulty is {self.difficulty!r}; toy_world.difficulty must be 1, 2, 3 or 4")
+        for name in ("worked_fraction", "two_turn_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; toy_world.{name} must lie between 0 and 1")
+        build_world(self.num_people, self.seed)  # refuses a wrong number of people
+
+
+@lru_cache(maxsize=8)
+def world_of(config: WorldConfig) -> World:
+    """The facts of a configuration."""
+    return build_world(config.num_people, config.seed)
+
+
+def documents(config: WorldConfig, count: int, stream: int = 0) -> Iterator[dict]:
+    """`count` rows {"text"} for pretraining: facts, and worked examples of training questions; never a question."""
+    rng = Random(f"toy_world documents {config} {stream}")
+    voice = Voice(world_of(config), config.language, rng)
+    tasks = list(TASKS.values())
+    for _ in range(count):
+        yield {"text": document(voice, tasks, config.difficulty, config.worked_fraction)}
+
+
+def conversations(config: WorldConfig, count: int, stream: int = 0) -> Iterator[dict]:
+    """`count` rows {"conversations"}, the benchmarks in equal shares, from training questions only."""
+    rng = Random(f"toy_world conversations {config} {stream}")
+    world = world_of(config)
+    voice = Voice(world, config.language, rng)
+    order: list[Task] = []
+    for _ in range(count):
+        if not order:
+            order = rng.sample(list(TASKS.values()), len(TASKS))
+        task = order.pop()
+        params = draw_from(task, "train", world, config.difficulty, rng)
+        question, answer = task.question(voice, params), task.answer(voice, params)[0]
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        if rng.random() < config.two_turn_fraction and len(question) + len(answer) <= voice.wording["short_characters"]:
+            turns = opening_turns(voice) + turns
+        yield {"conversations": turns}
+
+
+def questions(config: WorldConfig, benchmark: str, split: str, count: int) -> list[dict]:
+    """`count` distinct questions; row k is the same question in every language, and a smaller count gives the first rows.
+
+    A row: id, benchmark, category, key (what is asked, without words), question, answer (one worked answer), final, and
+    for programs `program_check`. ValueError for an unknown name or where the world has too few questions.
+    """
+    if benchmark not in TASKS:
+        raise ValueError(f"no benchmark {benchmark!r}; choose one of {', '.join(TASKS)}")
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
+    task, world = TASKS[benchmark], world_of(config)
+    rng = Random(f"toy_world questions {config.seed} {config.num_people} {config.difficulty} {benchmark} {split}")
+    found: dict[tuple, None] = {}
+    for _ in range(2000 * count):
+        if len(found) == count:
+            break
+        params = task.draw(world, config.difficulty, rng)
+        if params is not None and split_of(task, params) == split:
+            found.setdefault(params)
+    else:
+        if len(found) < count:
+            raise ValueError(
+                f"{benchmark} has only {len(found)} {split} questions at difficulty {config.difficulty}, not {count}: "
+                "ask for fewer, or raise toy_world.difficulty or toy_world.num_people"
+            )
+    return [_row(config, task, split, index, params) for index, params in enumerate(found)]
+
+
+def _row(config: WorldConfig, task: Task, split: str, index: int, params: tuple) -> dict:
+    voice = Voice(world_of(config), config.language, Random(f"toy_world wording {config.seed} {task.name} {params}"))
+    question = task.question(voice, params)
+    answer, final = task.answer(voice, params)
+    return {
+        "id": f"{task.name}-{split}-{index}",
+        "benchmark": task.name,
+        "category": task.category,
+        "key": repr(params),
+        "question": question,
+        "answer": answer,
+        "final": final,
+        **task.extras(params),
+    }
+
+
+def final_answer(text: str) -> str | None:
+    """What follows the last '####' on its line, without trailing full stops; None where there is none."""
+    _, mark, rest = text.rpartition(MARK)
+    final = rest.lstrip(" \t").split("\n", 1)[0].strip().rstrip(".。").strip()
+    return final if mark and final else None
+
+
+def is_correct(question_row: dict, text: str, execute: Callable[[str], str] | None = None) -> bool:
+    """Whether the marked final answer of `text` is right.
+
+    Rows with `program_check` need `execute`: given Python source, it returns what running that prints (the caller's
+    sandbox; nothing is run here). ValueError where it is missing.
+    """
+    if "program_check" not in question_row:
+        final = final_answer(text)
+        return final is not None and _plain(final) == _plain(question_row["final"])
+    if execute is None:
+        raise ValueError(f"{question_row['id']} is scored by running a program: pass execute=, a sandbox's run function")
+    source = check_source(question_row, text)
+    if source is None:
+        return False
+    return execute(source).split("\n")[:-1] == [expected for _, expected in question_row["program_check"]]
+
+
+def program_of(text: str) -> str | None:
+    """The Python program given as the final answer, or None where the final answer is no definition of f."""
+    _, _, rest = text.rpartition(MARK)
+    final = final_answer(text)
+    return rest.strip() if final is not None and final.startswith("def f(") else None
+
+
+def check_source(question_row: dict, text: str) -> str | None:
+    """The answer's program followed by one print for each of the row's checks; None where there is no program."""
+    program = program_of(text)
+    if program is None:
+        return None
+    prints = [f"print(repr({expression}))" for expression, _ in question_row["program_check"]]
+    return "\n".join([program, *prints]) + "\n"
+
+
+def _plain(final: str) -> str:
+    """A final answer without what does not matter: case, spaces, Chinese commas, leading zeros."""
+    text = "".join(final.casefold().split()).replace("，", ",").replace("、", ",")
+    digits = text.removeprefix("-")
+    return str(int(text)) if digits.isascii() and digits.isdigit() else text
+
+
+if __name__ == "__main__":
+    from model.corpora.toy_world_show import main
+
+    main()
