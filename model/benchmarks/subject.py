@@ -1,0 +1,73 @@
+"""The model that is measured: a checkpoint with its tokenizer, under any decoding policy, its confidence adjustable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.benchmarks.harness import UnmaskLM
+from model.benchmarks.likelihood import make_likelihood
+from model.benchmarks.settings import EvaluateConfig
+from model.checkpoints.store import load_checkpoint
+from model.samplers.decode import make_decoder
+from model.text.tokenizer import load_tokenizer
+
+
+class Subject:
+    """A loaded checkpoint whose logits are multiplied by `logit_scale` (1 unless scale_logits was called)."""
+
+    def __init__(self, folder: Path, config: EvaluateConfig, seed: int = 0) -> None:
+        self.checkpoint = load_checkpoint(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = load_tokenizer(str(folder))
+        self.config, self.seed, self.logit_scale = config, seed, 1.0
+        self._norm = self.checkpoint.network.norm.weight.detach().clone()
+
+    @property
+    def attention(self) -> str:
+        """How the network reads: causal, bidirectional or block_causal."""
+        return self.checkpoint.config.attention
+
+    @property
+    def eos(self) -> int | None:
+        return self.checkpoint.config.eos_token_id
+
+    def scale_logits(self, scale: float) -> None:
+        """Multiplies all logits. The final norm feeds nothing but the head, so its weight is the place: tied heads stay tied."""
+        with torch.no_grad():
+            self.checkpoint.network.norm.weight.copy_(self._norm * scale)
+        self.logit_scale = scale
+
+    def decoder(self, policy: dict[str, Any] | None) -> Callable:
+        return make_decoder(self.checkpoint, policy, batch_rows=self.config.batch_rows)
+
+    def harness(self, policy: dict[str, Any] | None) -> UnmaskLM:
+        """The model as lm-evaluation-harness sees it."""
+        return UnmaskLM(
+            self.tokenizer,
+            self.decoder(policy),
+            make_likelihood(self.checkpoint.network, self.config.likelihood_draws, self.seed),
+            maximum_tokens=self.checkpoint.config.maximum_positions,
+            maximum_new_tokens=self.config.max_new_tokens,
+        )
+
+    def mean_confidence(self, questions: list[str]) -> float:
+        """Mean probability of the tokens at the moment they were revealed, one per forward, over the answers to `questions`."""
+        model = self.harness({"name": "one_token"})
+        prompts = [model.encode(model.apply_chat_template([{"role": "user", "content": question}])) for question in questions]
+        values = [value for answer in model.decoder(prompts, self.config.max_new_tokens) for value in answer.confidence]
+        return sum(values) / len(values)
+
+
+def match_confidence(confidence_at: Callable[[float], float], goal: float, tolerance: float = 5e-4, rounds: int = 12) -> float:
+    """The logit scale in [1/16, 16] at which `confidence_at(scale)` meets `goal`: bisection on a logarithmic scale."""
+    low, high, scale = 1 / 16, 16.0, 1.0
+    for _ in range(rounds):
+        reached = confidence_at(scale)
+        if abs(reached - goal) <= tolerance:
+            break
+        low, high = (scale, high) if reached < goal else (low, scale)
+        scale = (low * high) ** 0.5
+    return scale
