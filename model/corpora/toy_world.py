@@ -75,7 +75,7 @@ def conversations(config: WorldConfig, count: int, stream: int = 0) -> Iterator[
         params = draw_from(task, "train", world, config.difficulty, rng)
         question, answer = task.question(voice, params), task.answer(voice, params)[0]
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        if rng.random() < config.two_turn_fraction and len(question) + len(answer) <= voice.wording["short_characters"]:
+        if rng.random() < config.two_turn_fraction and len(question) + len(answer) <= voice.wording["two_turn_characters"]:
             turns = opening_turns(voice) + turns
         yield {"conversations": turns}
 
@@ -149,10 +149,9 @@ def is_correct(question_row: dict, text: str, execute: Callable[[str], str] | No
 
 
 def program_of(text: str) -> str | None:
-    """The Python program given as the final answer, or None where the final answer is no definition of f."""
-    _, _, rest = text.rpartition(MARK)
+    """The Python program that a final answer stands for (it defines f(xs)), or None where there is no final answer."""
     final = final_answer(text)
-    return rest.strip() if final is not None and final.startswith("def f(") else None
+    return None if final is None else f"f = lambda xs: {final}"
 
 
 def check_source(question_row: dict, text: str) -> str | None:

@@ -8,7 +8,6 @@ from model.corpora.toy_world_tasks import Task, Voice, apply, draw_from
 
 KINDS = {"pet": NUM_PETS, "job": NUM_JOBS, "drink": NUM_DRINKS}
 NUM_FACTS = (6, 10)
-ENOUGH_FOR_ONE = 0.55  # of the length of an average passage of facts: a shorter worked example gets a second one
 
 
 def document(voice: Voice, tasks: list[Task], level: int, worked_fraction: float) -> str:
@@ -16,7 +15,7 @@ def document(voice: Voice, tasks: list[Task], level: int, worked_fraction: float
     rng = voice.rng
     if rng.random() < worked_fraction:
         text = _worked(voice, rng.choice(tasks), level)
-        while len(text) < ENOUGH_FOR_ONE * voice.wording["short_characters"]:
+        while len(text) < voice.wording["passage_characters"]:
             text += "\n\n" + _worked(voice, rng.choice(tasks), level)
         return text
     facts = rng.choice((_person, _person, _town, _goods, _mixed))(voice)

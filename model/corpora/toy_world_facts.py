@@ -11,9 +11,9 @@ from random import Random
 
 MOST_PEOPLE = 32
 NUM_TOWNS = 8
-NUM_PETS = 6  # pet k eats food k
-NUM_JOBS = 6  # job k uses tool k
-NUM_DRINKS = 5
+NUM_PETS = 5  # pet k eats food k
+NUM_JOBS = 5  # job k uses tool k
+NUM_DRINKS = 4
 LINKS = ("friend", "boss", "coach")
 ATTRIBUTES = ("home", "age", "pet", "job", "drink")
 LAST_KM = 18

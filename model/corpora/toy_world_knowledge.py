@@ -120,8 +120,10 @@ class Roads(Task):
     def ask(self, voice: Voice, params: tuple) -> str:
         return voice.say("road_ask", x=voice.wording["route"].join(voice.people(params)))
 
-    def _place(self, voice: Voice, person: int) -> list[str]:
-        return [attribute_fact(voice, person, "home"), town_fact(voice, voice.world.home[person])]
+    def _place(self, voice: Voice, person: int) -> str:
+        town = voice.world.home[person]
+        parts = {"a": voice.names["people"][person], "x": voice.names["home"][town]}
+        return voice.say("road_place", n=voice.world.towns_km[town], **parts)
 
     def work(self, voice: Voice, params: tuple) -> list[str]:
         world, rng = voice.world, voice.rng
@@ -132,15 +134,14 @@ class Roads(Task):
             order.reverse()
         sentences, known = [voice.say("road_legs" if legs_first else "road_places")], set()
         if not legs_first:
-            for person in rng.sample(params, len(params)):
-                sentences += self._place(voice, person)
+            sentences += [self._place(voice, person) for person in rng.sample(params, len(params))]
             known.update(params)
         lengths = []
         for index in order:
             ends = params[index : index + 2]
             for person in rng.sample(ends, 2):
                 if person not in known:
-                    sentences += self._place(voice, person)
+                    sentences.append(self._place(voice, person))
                     known.add(person)
             low, high = sorted(world.towns_km[world.home[person]] for person in ends)
             lengths.append(high - low)

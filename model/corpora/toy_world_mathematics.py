@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
-from model.corpora.toy_world_facts import World
+from model.corpora.toy_world_facts import NUM_JOBS, World
 from model.corpora.toy_world_tasks import Task, Voice, apply, commutative, running_sum
 
-NUM_THING_NAMES = 6
+NUM_THING_NAMES = 4  # names of countable things
 
 
 class Story(Task):
@@ -147,7 +147,7 @@ class Money(Task):
         things = rng.sample(range(NUM_THING_NAMES), num_kinds)
         lines = tuple((rng.randint(2, most[0]), rng.randint(2, most[1]), thing) for thing in things)
         mode = rng.choice(("pays", "left"))
-        return mode, lines, (rng.randint(2, 9), rng.randrange(NUM_THING_NAMES)), rng.randrange(world.num_people)
+        return mode, lines, (rng.randint(2, 9), rng.randrange(NUM_JOBS)), rng.randrange(world.num_people)
 
     def essence(self, params: tuple) -> tuple:
         mode, lines, (price, _), _ = params

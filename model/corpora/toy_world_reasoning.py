@@ -10,7 +10,7 @@ from random import Random
 from model.corpora.toy_world_facts import World
 from model.corpora.toy_world_tasks import Task, Voice
 
-NUM_THINGS = 6
+NUM_THINGS = 4
 DAYS_PER_WEEK = 7
 
 
@@ -131,9 +131,8 @@ class Swaps(Task):
         sentences = [voice.say("swap_one", x=thing), voice.say("swap_start", a=names[place], x=thing)]
         for pair in swaps:
             i, j = voice.rng.sample(pair, 2)
-            phrase = "swap_goes" if place in pair else "swap_stays"
             place = {i: j, j: i}.get(place, place)
-            sentences.append(voice.say(phrase, a=names[i], b=names[j], c=names[place]))
+            sentences.append(voice.say("swap_moved", a=names[i], b=names[j], c=names[place]))
         return sentences
 
     def _holder(self, params: tuple) -> int:

@@ -1,4 +1,4 @@
-"""The benchmark whose answers are programs: a one-line Python function, scored by running it elsewhere, in a sandbox."""
+"""The benchmark whose answers are programs: a Python expression, scored by running it elsewhere, in a sandbox."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from model.corpora.toy_world_facts import World
 from model.corpora.toy_world_tasks import Task, Voice
 
 NUM_CHECKS = 3
-VARIABLES = "vnxk"
+VARIABLES = "abcd"
 TESTS = {
     "above": lambda value, k: value > k,
     "below": lambda value, k: value < k,
@@ -39,7 +39,7 @@ MAP_CODE = {
 
 
 class Writing(Task):
-    """Write f(xs): ((tests to pass), (changes to each number), what is returned of them); 0 where no number is needed."""
+    """Write an expression of xs: ((tests to pass), (changes to each number), what is returned of them); 0 where no number is needed."""
 
     name, category = "writing", "coding"
 
@@ -77,14 +77,14 @@ class Writing(Task):
         for kind, k in maps:
             inner = v if value == v else f"({value})"
             value = rng.choice(MAP_CODE[kind]).format(v=inner, k=k)
-        steps = [voice.say("write_test" if len(tests) == 1 else "write_both", v=v, e=test)] if tests else []
+        steps = [voice.say("write_test", v=v, e=test)] if tests else []
         steps += [voice.say("write_value", v=v, e=value)] if maps else []
         call = {"count": "len", "list": "list"}.get(outer, outer)
         steps = [voice.say("write_each", v=v), *rng.sample(steps, len(steps)), voice.say("write_outer", e=call)]
         loop = f"{value} for {v} in xs" + (f" if {test}" if test else "")
         bare = outer not in ("list", "count") and rng.random() < 0.5
         body = f"[{loop}]" if outer == "list" else f"{call}({loop})" if bare else f"{call}([{loop}])"
-        return steps, f"def f(xs): return {body}"
+        return steps, body
 
     def work(self, voice: Voice, params: tuple) -> list[str]:
         steps, program = self._solve(voice, params)
