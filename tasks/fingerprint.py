@@ -92,7 +92,9 @@ def _fingerprint_without_dvc(root: Path, stage: str) -> Fingerprint:
         deps[path] = _hash_of_path(root / path)
     chosen = {name: params.get(_interpolate(name, params, item)) for name in declared.get("params", [])}
     raw = root / RAW_DATA
-    return Fingerprint(_digest(declared.get("cmd"), deps, chosen | {"item": item}), _hash_of_path(raw) if raw.exists() else "")
+    return Fingerprint(
+        _digest(declared.get("cmd"), deps, chosen | {"item": item}), _hash_of_path(raw) if raw.exists() else ""
+    )
 
 
 def _declaration(root: Path, stage: str) -> tuple[dict[str, Any], str]:

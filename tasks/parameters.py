@@ -12,13 +12,19 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan)$"),
+    re.compile(
+        r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -26,9 +32,13 @@ _Loader.add_implicit_resolver(
 def load_params(path: Path) -> dict[str, Any]:
     """The whole file as nested dictionaries; ValueError when it is absent or not a mapping."""
     if not path.is_file():
-        raise ValueError(f"{path} does not exist. Run from the root of the repository, or choose a preset: make preset NAME=tiny")
+        raise ValueError(
+            f"{path} does not exist. Run from the root of the repository, or choose a preset: make preset NAME=tiny"
+        )
     try:
-        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader underneath: it builds plain values only
+        params = yaml.load(
+            path.read_text(encoding="utf-8"), Loader=_Loader
+        )  # a SafeLoader underneath: it builds plain values only
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(params, dict):

@@ -4,29 +4,33 @@ Every tasks/X.py ends with `if __name__ == "__main__": run_stage(main, "X")` and
 """
 
 import argparse
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from model.training.file_tracker import RunIdentity
-from model.training.pipeline_run import current_pipeline_run, end_pipeline_run, open_pipeline_run
-from model.training.tracking import Tracker, open_tracker
+from model.training.pipeline_run import announce_pipeline_run, current_pipeline_run, end_pipeline_run
+from model.training.tracking import DeferredTracker, Tracker, open_tracker
 from tasks.environment import quiet, use_threads
 from tasks.fingerprint import fingerprint
 from tasks.parameters import explain_section, load_params
 
 FIRST_STAGE = "download"
-LEFTOVERS = 2  # unfinished work of other keys that is kept per stage: an interrupted change of mind can still be taken up again
-BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+LEFTOVERS = (
+    2  # unfinished works of other keys kept per stage: going back to interrupted settings goes on where they were
+)
+BAD_INPUT, TEMPORARY, INTERRUPTED, TERMINATED = 2, 75, 130, 143
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Stage:
 
 
 def run_stage(main: Callable[[Stage], None], name: str) -> None:
-    """Runs `main` as a process of its own and exits: 0 done, 2 wrong input (one message), 130/143 stopped, 1 anything else."""
+    """Runs `main` as a process of its own and exits: 0 done, 2 wrong input (one message), 130/143 stopped, 75 worth trying again
+    (the disk is full, a connection broke), 1 anything else."""
     quiet()
     root = Path.cwd()
     arguments = _parse_arguments(main, name, root)
@@ -68,14 +73,22 @@ def run_stage(main: Callable[[Stage], None], name: str) -> None:
     try:
         with open_stage(name, root, arguments.instance) as stage:
             started = time.monotonic()
-            print(f"{stage.address}: begins ({stage.tracker.location}, work in {stage.work.relative_to(root)})", flush=True)
+            print(
+                f"{stage.address}: begins ({stage.tracker.location}, work in {stage.work.relative_to(root)})",
+                flush=True,
+            )
             main(stage)
         print(f"{stage.address}: done in {time.monotonic() - started:.1f} s", flush=True)
     except ValueError as error:
-        if os.environ.get("UNMASK_TRACEBACK"):
-            raise
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        print(f"{name}: {error}\n({Path(frame.filename).name}, line {frame.lineno})", file=sys.stderr, flush=True)
         sys.exit(BAD_INPUT)
+    except OSError as error:
+        traceback.print_exc()
+        person_can_mend = isinstance(
+            error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+        )
+        sys.exit(1 if person_can_mend else TEMPORARY)
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
@@ -86,7 +99,9 @@ def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[S
     """A stage ready to work, its run closed and its work in progress removed or kept as the body ends."""
     params = load_params(root / "params.yaml")
     if name not in params or not isinstance(params[name], dict | None):
-        raise ValueError(f"params.yaml has no section {name!r}, so stage {name} has no settings. Complete examples: presets/")
+        raise ValueError(
+            f"params.yaml has no section {name!r}, so stage {name} has no settings. Complete examples: presets/"
+        )
     section = params[name] or {}
     threads = _whole(section.get("threads", params.get("threads", 1)), "threads", 1)
     use_threads(threads)
@@ -96,8 +111,7 @@ def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[S
     work.mkdir(parents=True, exist_ok=True)
     os.utime(work)
     tags = _tags(root, params, name, instance) | {"unmask.data": identity.data_hash}
-    parent = open_pipeline_run(root, tags) if name == FIRST_STAGE else current_pipeline_run(root)
-    tracker = open_tracker(root, RunIdentity(address, identity.key, tags, parent))
+    tracker = _tracker(root, RunIdentity(address, identity.key, tags))
     seed = _whole(params.get("seed", 0), "seed", 0)
     stage = Stage(name, instance, params, section, seed, threads, root, work, identity.key, tracker)
     try:
@@ -113,6 +127,32 @@ def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[S
     _bound_leftovers(work.parent)
 
 
+def _tracker(root: Path, identity: RunIdentity) -> Tracker:
+    """The stage's run under the pipeline's. The first stage only announces one, and records itself if it found news."""
+
+    def attached() -> Tracker:
+        return open_tracker(root, replace(identity, parent_run=current_pipeline_run(root)))
+
+    if identity.name != FIRST_STAGE:
+        return attached()
+    announce_pipeline_run(root, identity.tags)
+    recorded, manifest = root / ".work" / "recorded" / identity.name, root / "data" / "raw" / "manifest.json"
+    before = _content(manifest)
+
+    def is_news() -> bool:
+        mark = f"{identity.key} {hashlib.sha256(_content(manifest)).hexdigest()}"
+        known = _content(recorded).decode() == mark and (root / "mlruns").is_dir() and _content(manifest) == before
+        recorded.parent.mkdir(parents=True, exist_ok=True)
+        recorded.write_text(mark, encoding="utf-8")
+        return not known
+
+    return DeferredTracker(attached, is_news)
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""
+
+
 def _parse_arguments(main: Callable[[Stage], None], name: str, root: Path) -> argparse.Namespace:
     section = explain_section(root / "params.yaml", name)
     parser = argparse.ArgumentParser(
@@ -121,7 +161,9 @@ def _parse_arguments(main: Callable[[Stage], None], name: str, root: Path) -> ar
         epilog=f"Its settings in params.yaml:\n\n{section}" if section else "params.yaml has no section of this name.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--instance", help="which of the stage's instances, where dvc.yaml declares several (evaluate@INSTANCE)")
+    parser.add_argument(
+        "--instance", help="which of the stage's instances, where dvc.yaml declares several (evaluate@INSTANCE)"
+    )
     return parser.parse_args()
 
 

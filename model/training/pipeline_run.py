@@ -1,61 +1,55 @@
 """The parent run in MLflow of one pass over the pipeline, whoever drives it (`dvc repro` or the Prefect flow).
 
-The first stage opens it and leaves its id in .work/pipeline_run; stages that run meanwhile attach themselves; the last one
-links the earlier runs of the stages that had nothing to do, and closes it.
+The first stage announces it in .work/pipeline_run; the first stage that records anything opens it, and those that run
+meanwhile attach themselves; the last one links the earlier runs of stages that had nothing to do, and closes it.
 """
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from model.training.tracking import KEY_TAG, open_store, run_status
+from model.training.tracking import KEY_TAG, locked, open_store, run_status
 
 PARENT_NAME = "pipeline"
 STAGE_TAG = "stage."
 
 
-def _note(root: Path) -> Path:
-    return root / ".work" / "pipeline_run"
-
-
-def open_pipeline_run(root: Path, tags: dict[str, str]) -> str | None:
-    """Starts a new parent and returns its id (None without MLflow); one that an earlier pass left open is marked KILLED."""
-    if find_spec("mlflow") is None:
-        return None
-    client, experiment = open_store(root)
-    earlier = current_pipeline_run(root)
-    if earlier and run_status(root, earlier) == "RUNNING":
-        client.set_terminated(earlier, "KILLED")
-    run = client.create_run(experiment, run_name=PARENT_NAME, tags=tags).info.run_id
-    note = _note(root)
-    note.parent.mkdir(exist_ok=True)
-    unfinished = note.with_suffix(".unfinished")
-    unfinished.write_text(run, encoding="utf-8")
-    os.replace(unfinished, note)
-    return run
+def announce_pipeline_run(root: Path, tags: dict[str, str]) -> None:
+    """Asks for a new parent; whichever stage records first opens it (a pass that finds nothing new pays nothing here)."""
+    with _note(root) as note:
+        earlier = note.read().get("run")
+        note.write({"tags": tags, "earlier": earlier})
 
 
 def current_pipeline_run(root: Path) -> str | None:
-    """The id of the parent that is open or was left unfinished; None when there is none."""
-    note = _note(root)
-    if find_spec("mlflow") is None or not note.is_file():
+    """The id of the parent that is under way, opened now if it was only announced; None without MLflow or a parent."""
+    if find_spec("mlflow") is None:
         return None
-    run = note.read_text(encoding="utf-8").strip()
-    return run if run_status(root, run) not in (None, "FINISHED") else None
+    with _note(root) as note:
+        content = note.read()
+        if "tags" in content:
+            content = {"run": _open(root, content["tags"], content["earlier"])}
+            note.write(content)
+    run = content.get("run")
+    return run if run and run_status(root, run) not in (None, "FINISHED") else None
 
 
 def end_pipeline_run(root: Path, status: str) -> None:
-    """Marks the open parent; a stage that is run again later takes it up where it was left."""
+    """Marks the parent; a stage that is run again later takes it up where it was left."""
     run = current_pipeline_run(root)
     if run:
         open_store(root)[0].set_terminated(run, status)
 
 
 def close_pipeline_run(root: Path, keys: dict[str, str], files: list[Path]) -> dict[str, str]:
-    """Links on the open parent the run of every stage (run now, restored or skipped) and finishes it; returns stage -> run id.
+    """Links on the parent the latest finished run of every stage, and finishes it; returns stage -> run id.
 
-    `keys` are the fingerprints of all stages, `files` what the parent keeps for reading (the report).
+    `keys` are the fingerprints of the stages: with one of them a run is found whether its stage has just run, was
+    restored or was skipped. `files` are what the parent keeps for reading (the report).
     """
     client, experiment = open_store(root)
     parent = current_pipeline_run(root)
@@ -73,3 +67,35 @@ def close_pipeline_run(root: Path, keys: dict[str, str], files: list[Path]) -> d
             client.log_artifact(parent, str(file))
         client.set_terminated(parent, "FINISHED")
     return links
+
+
+def _open(root: Path, tags: dict[str, str], earlier: str | None) -> str:
+    client, experiment = open_store(root)
+    if earlier and run_status(root, earlier) == "RUNNING":
+        client.set_terminated(earlier, "KILLED")
+    run: str = client.create_run(experiment, run_name=PARENT_NAME, tags=tags).info.run_id
+    return run
+
+
+class _Note:
+    """The file that holds the announcement or the id."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def read(self) -> dict[str, Any]:
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+
+    def write(self, content: dict[str, Any]) -> None:
+        unfinished = self.file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(unfinished, self.file)
+
+
+@contextmanager
+def _note(root: Path) -> Iterator[_Note]:
+    """.work/pipeline_run, under a lock: siblings start together."""
+    file = root / ".work" / "pipeline_run"
+    file.parent.mkdir(exist_ok=True)
+    with locked(file.with_suffix(".lock")):
+        yield _Note(file)

@@ -5,10 +5,11 @@ inputs and parameters): a stage that was killed goes on with the run it had begu
 """
 
 import fcntl
+import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,8 +54,11 @@ class MlflowTracker:
         from mlflow.entities import ViewType
 
         self.client, self.experiment = open_store(root)
-        query = f"tags.`{KEY_TAG}` = '{identity.key}' and attributes.run_name = '{identity.name}' and attributes.status != 'FINISHED'"
-        begun = self.client.search_runs([self.experiment], query, ViewType.ACTIVE_ONLY, 1, ["attributes.start_time DESC"])
+        same = f"tags.`{KEY_TAG}` = '{identity.key}' and attributes.run_name = '{identity.name}'"
+        query = f"{same} and attributes.status != 'FINISHED'"
+        begun = self.client.search_runs(
+            [self.experiment], query, ViewType.ACTIVE_ONLY, 1, ["attributes.start_time DESC"]
+        )
         tags = identity.tags | {KEY_TAG: identity.key}
         if identity.parent_run:
             tags[PARENT_TAG] = identity.parent_run
@@ -139,6 +143,45 @@ class MlflowTracker:
         self.client.set_terminated(self.run, status)
 
 
+class DeferredTracker:
+    """Keeps every call until `close`, and then makes them on `make()`'s tracker, or, when `is_news()` denies it, drops them."""
+
+    location = "recorded when something has changed"
+
+    def __init__(self, make: Callable[[], Tracker], is_news: Callable[[], bool]):
+        self._make, self._is_news = make, is_news
+        self._calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        self._calls.append(("log_params", (params,)))
+
+    def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
+        self._calls.append(("log_metrics", (metrics, step)))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        self._calls.append(("log_artifact", (path, folder)))
+
+    def log_checkpoint(self, folder: Path) -> None:
+        self._calls.append(("log_checkpoint", (folder,)))
+
+    def log_figure(self, figure: Any, name: str) -> None:
+        self._calls.append(("log_figure", (figure, name)))
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self._calls.append(("set_tags", (tags,)))
+
+    def flush(self) -> None:
+        """Nothing is sent before `close`."""
+
+    def close(self, status: str = "FINISHED") -> None:
+        if status == "FINISHED" and not self._is_news():
+            return
+        tracker = self._make()
+        for method, arguments in self._calls:
+            getattr(tracker, method)(*arguments)
+        tracker.close(status)
+
+
 def tracking_uri(root: Path) -> str:
     return f"sqlite:///{root.resolve() / 'mlruns' / 'mlflow.db'}"
 
@@ -149,7 +192,7 @@ def open_store(root: Path) -> tuple[Any, str]:
 
     folder = root.resolve() / "mlruns"
     folder.mkdir(exist_ok=True)
-    with _locked(folder / "store.lock"):
+    with locked(folder / "store.lock"):
         if not (folder / "mlflow.db").exists():
             _make_store(folder)
     client = MlflowClient(tracking_uri=tracking_uri(root), registry_uri=tracking_uri(root))
@@ -170,6 +213,7 @@ def _make_store(folder: Path) -> None:
     """A migrated store in one rename: two processes that migrate one file at once break it for good."""
     from mlflow.tracking import MlflowClient
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     unfinished = folder / "mlflow.db.unfinished"
     unfinished.unlink(missing_ok=True)
     artifacts = (folder / "artifacts").as_uri()
@@ -178,7 +222,8 @@ def _make_store(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Waits for, and holds, an exclusive lock on a file; the system lets go of it however the holder ends."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

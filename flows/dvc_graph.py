@@ -1,0 +1,65 @@
+"""The pipeline's graph and what has changed, as DVC sees them: edges are written once, in dvc.yaml."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage: `upstream` are the stages whose outs it reads; `always`: it looks at the world outside each time."""
+
+    name: str
+    upstream: tuple[str, ...]
+    always: bool
+
+
+def read_graph(root: Path) -> dict[str, Node]:
+    """Every stage by name, each after all the stages it depends on, otherwise in the order of dvc.yaml."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph  # its edges point from a stage to the stages it depends on
+        waiting = {stage.addressing: _node(graph, stage) for stage in repo.index.stages}
+    ordered: dict[str, Node] = {}
+    while waiting:
+        name = next(name for name, node in waiting.items() if all(upstream in ordered for upstream in node.upstream))
+        ordered[name] = waiting.pop(name)
+    return ordered
+
+
+def _node(graph: Any, stage: Any) -> Node:
+    upstream = sorted(other.addressing for other in graph.successors(stage))
+    return Node(stage.addressing, tuple(upstream), stage.always_changed)
+
+
+def changed_stages(root: Path) -> set[str]:
+    """Stages whose own command, deps, params or outs differ from dvc.lock (one status query; not their descendants)."""
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+    from dvc.rwlock import RWLockFileCorruptedError
+
+    try:
+        with Repo(str(root)) as repo:
+            status = repo.status()
+    except (LockError, RWLockFileCorruptedError) as error:
+        raise ValueError(f"another dvc command is at work in this checkout, wait for it to end: {error}") from error
+    return {name for name, changes in status.items() if any(change != "always changed" for change in changes)}
+
+
+def recorded_outs(root: Path, stage: str) -> list[tuple[str, str | None]]:
+    """What dvc.lock says that a stage has made: paths and hashes (None before its first run)."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        (found,) = repo.stage.collect(stage)
+        return [(out.def_path, out.hash_info.value) for out in found.outs]
+
+
+def stages_to_run(graph: dict[str, Node], changed: set[str]) -> list[str]:
+    """The changed stages, whatever always runs, and everything that depends on a changed one, in running order."""
+    stale: set[str] = set()
+    for name, node in graph.items():
+        if name in changed or stale & set(node.upstream):
+            stale.add(name)
+    return [name for name, node in graph.items() if name in stale or node.always]

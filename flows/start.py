@@ -1,0 +1,118 @@
+"""Prepares a process for the flow and runs it: one run per checkout, Prefect kept inside the checkout, no server needed.
+
+When one status query says that nothing has changed, only the stages that look at the world outside are run (is there
+new data? is everything registered?), and Prefect is not started unless they find something to do.
+"""
+
+import argparse
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.dvc_graph import Node, changed_stages, read_graph, recorded_outs
+from flows.stage_process import StageProcesses
+from tasks.environment import quiet
+
+TABLE = "data/reports/table.txt"
+
+
+def main() -> int:
+    """0 when everything is up to date, 1 when a stage failed, 2 for wrong use, 130 or 143 when stopped."""
+    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Runs whatever is not up to date.")
+    parser.add_argument("--max-parallel", type=int, default=2, help="stages that may run side by side (default 2)")
+    arguments = parser.parse_args()
+    root = Path.cwd()
+    try:
+        if arguments.max_parallel < 1:
+            raise ValueError(f"--max-parallel is {arguments.max_parallel}; it must be at least 1")
+        if not (root / "dvc.yaml").is_file():
+            raise ValueError(f"there is no dvc.yaml in {root}: run from the root of the repository")
+        with alone(root):
+            prepare(root)
+            return _run(root, arguments.max_parallel)
+    except ValueError as error:
+        print(f"pipeline: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pipeline: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def prepare(root: Path) -> None:
+    """Sets what Prefect reads while it is imported: its home inside the checkout, quiet, patient."""
+    quiet()
+    for name, value in {
+        "PREFECT_HOME": str(root / ".prefect"),
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Holds this checkout's run lock; ValueError that names the holder when another run has it."""
+    file = root / ".work" / "pipeline.lock"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the holder ends
+        except OSError:
+            stream.seek(0)
+            holder = stream.read().strip()
+            raise ValueError(f"a run is under way in this checkout ({holder}). Wait for it, or stop it") from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        stream.flush()
+        yield
+
+
+def _run(root: Path, max_parallel: int) -> int:
+    graph = read_graph(root)
+    already: dict[str, list[str]] = {}
+    if not changed_stages(root):
+        print(f"pipeline: all {len(graph)} stages are up to date; looking for new data", flush=True)
+        settled, already = _look(root, graph)
+        if settled:
+            _show_table(root)
+            print(f"\npipeline: nothing has changed, all {len(graph)} stages are up to date")
+            return 0
+    from flows.pipeline import pipeline
+
+    state = pipeline(max_parallel=max_parallel, already=already, return_state=True)
+    if state.is_completed():
+        _show_table(root)
+    print(f"\npipeline: {state.message or state.name}")
+    return 0 if state.is_completed() else 1
+
+
+def _look(root: Path, graph: dict[str, Node]) -> tuple[bool, dict[str, list[str]]]:
+    """Runs the stages that always run: (True, _) when they changed nothing, else what the first of them printed."""
+    processes = StageProcesses(root)
+    already: dict[str, list[str]] = {}
+    try:
+        for name in (name for name, node in graph.items() if node.always):
+            before = recorded_outs(root, name)
+            outcome = processes.run(name, lambda line: print(line, flush=True))
+            if outcome.status == "failed":
+                return False, already  # the flow tries again where that can help, and records the failure
+            if not graph[name].upstream:
+                already[name] = outcome.lines
+            if recorded_outs(root, name) != before:
+                return False, already
+    except BaseException:
+        processes.stop()
+        raise
+    return True, already
+
+
+def _show_table(root: Path) -> None:
+    table = root / TABLE
+    if table.is_file():
+        print(f"\n{table.read_text(encoding='utf-8').rstrip()}")
