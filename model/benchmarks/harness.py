@@ -34,7 +34,8 @@ class Sample:
 
     benchmark: str
     document: dict[str, Any]
-    answer: str
+    question: str  # as the task words it
+    answer: str  # generated, or the most likely of the choices
     right: float  # 0 or 1 (or the task's own measure in [0, 1])
     decoded: Decoded | None
 
@@ -190,14 +191,22 @@ def run_tasks(model: UnmaskLM, tasks: Sequence, *, limit: int | None = None, cha
         main_filter = records[0]["filter"]
         for record in records:
             if record["filter"] == main_filter:
-                answer = record["resps"][0][0]
                 samples.append(
                     Sample(
                         task.task_name,
                         record["doc"],
-                        answer if isinstance(answer, str) else "",
+                        str(task.doc_to_text(record["doc"])),
+                        _answer(record),
                         float(record[record["metrics"][0]]),
                         model.decoded.get((task.task_name, record["doc_id"])),
                     )
                 )
     return samples
+
+
+def _answer(record: dict[str, Any]) -> str:
+    responses = [response[0] for response in record["resps"]]
+    if isinstance(responses[0], str):
+        return responses[0]
+    likelihoods = [response[0] if isinstance(response, tuple) else response for response in responses]
+    return str(record["arguments"][likelihoods.index(max(likelihoods))][-1]).strip()

@@ -47,14 +47,17 @@ def _evaluate(network, rows: Sequence[_Row], kind: str) -> Iterator[tuple[_Row, 
     noisy = padded([row.noisy for row in rows], False).bool()
     pattern = AttentionPattern(kind, documents, positions, network.config.block_tokens, noisy)
     hidden = network(tokens, positions, pattern)
-    for number, row in enumerate(rows):
-        logits = network.head(hidden[number, torch.tensor(row.graded, device=device)]).double()
-        if network.config.mask_token_id is not None:
-            logits[:, network.config.mask_token_id] = -torch.inf  # the mask is never a legal proposal
-        labels = torch.tensor(row.labels, device=device)
-        chosen = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
-        total = float((chosen * torch.tensor(row.weights, dtype=torch.float64, device=device)).sum())
-        yield row, total, bool((logits.argmax(-1) == labels).all())
+    owner = torch.tensor([number for number, row in enumerate(rows) for _ in row.graded], device=device)
+    graded = torch.tensor([index for row in rows for index in row.graded], device=device)
+    labels = torch.tensor([label for row in rows for label in row.labels], device=device)
+    weights = torch.tensor([weight for row in rows for weight in row.weights], dtype=torch.float64, device=device)
+    logits = network.head(hidden[owner, graded]).double()
+    if network.config.mask_token_id is not None:
+        logits[:, network.config.mask_token_id] = -torch.inf  # the mask is never a legal proposal
+    chosen = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0] * weights
+    totals = torch.zeros(len(rows), dtype=torch.float64, device=device).index_add_(0, owner, chosen)
+    misses = torch.zeros(len(rows), device=device).index_add_(0, owner, (logits.argmax(-1) != labels).float())
+    yield from zip(rows, totals.tolist(), (misses == 0).tolist(), strict=True)
 
 
 def _batches(rows: list[_Row], batch_rows: int) -> Iterator[list[_Row]]:
@@ -71,10 +74,12 @@ def exact_likelihood(network, batch_rows: int = 32) -> Likelihood:
         for number, (context, continuation) in enumerate(pairs):
             tokens = [*context, *continuation][:-1]
             graded = list(range(len(context) - 1, len(tokens)))
+            if not continuation:
+                continue
             rows.append(
                 _Row(number, tokens, list(range(len(tokens))), [False] * len(tokens), graded, continuation, [1.0] * len(graded))
             )
-        answers: dict[int, tuple[float, bool]] = {}
+        answers = {number: (0.0, True) for number, (_, continuation) in enumerate(pairs) if not continuation}
         for batch in _batches(rows, batch_rows):
             answers.update({row.pair: (total, greedy) for row, total, greedy in _evaluate(network, batch, "causal")})
         return [answers[number] for number in range(len(pairs))]

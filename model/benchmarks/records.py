@@ -22,7 +22,7 @@ def make_records(samples: Sequence[Sample], categories: Mapping[str, str]) -> li
             "id": str(row.get("id", number)),
             "benchmark": sample.benchmark,
             "category": categories[sample.benchmark],
-            "question": str(row.get("question", "")),
+            "question": sample.question,
             "answer": sample.answer,
             "right": sample.right,
         }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.benchmarks.harness import UnmaskLM
-from model.benchmarks.likelihood import make_likelihood
+from model.benchmarks.likelihood import Likelihood, Pair, make_likelihood
 from model.benchmarks.settings import EvaluateConfig
 from model.checkpoints.store import load_checkpoint
 from model.samplers.decode import make_decoder
@@ -22,8 +22,9 @@ class Subject:
     def __init__(self, folder: Path, config: EvaluateConfig, seed: int = 0) -> None:
         self.checkpoint = load_checkpoint(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = load_tokenizer(str(folder))
-        self.config, self.seed, self.logit_scale = config, seed, 1.0
+        self.config, self.seed = config, seed
         self._norm = self.checkpoint.network.norm.weight.detach().clone()
+        self.scale_logits(1.0)
 
     @property
     def attention(self) -> str:
@@ -39,6 +40,7 @@ class Subject:
         with torch.no_grad():
             self.checkpoint.network.norm.weight.copy_(self._norm * scale)
         self.logit_scale = scale
+        self._likelihood = remember(make_likelihood(self.checkpoint.network, self.config.likelihood_draws, self.seed))
 
     def decoder(self, policy: dict[str, Any] | None) -> Callable:
         return make_decoder(self.checkpoint, policy, batch_rows=self.config.batch_rows)
@@ -48,7 +50,7 @@ class Subject:
         return UnmaskLM(
             self.tokenizer,
             self.decoder(policy),
-            make_likelihood(self.checkpoint.network, self.config.likelihood_draws, self.seed),
+            self._likelihood,
             maximum_tokens=self.checkpoint.config.maximum_positions,
             maximum_new_tokens=self.config.max_new_tokens,
         )
@@ -59,6 +61,20 @@ class Subject:
         prompts = [model.encode(model.apply_chat_template([{"role": "user", "content": question}])) for question in questions]
         values = [value for answer in model.decoder(prompts, self.config.max_new_tokens) for value in answer.confidence]
         return sum(values) / len(values)
+
+
+def remember(likelihood: Likelihood) -> Likelihood:
+    """The same function, each pair computed once: operating points differ in decoding, not in likelihood."""
+    known: dict[tuple, tuple[float, bool]] = {}
+
+    def remembered(pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        keys = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
+        new = list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}.items())
+        if new:
+            known.update(zip([key for key, _ in new], likelihood([pair for _, pair in new]), strict=True))
+        return [known[key] for key in keys]
+
+    return remembered
 
 
 def match_confidence(confidence_at: Callable[[float], float], goal: float, tolerance: float = 5e-4, rounds: int = 12) -> float:

@@ -209,9 +209,12 @@ def known_tasks(name: str, files: Mapping[str, str] | None = None, num_fewshot: 
     if name not in manager.all_tasks:
         close = manager.match_tasks([f"{name[:4]}*"])[:5]
         raise ValueError(f"evaluate.tasks: lm_eval knows no task {name!r}; similar: {', '.join(close) or 'none'}")
-    source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": dict(files)}} if files else {}
+    wanted: Any = name
+    if files:  # only as the member of a group does a task known by name take changes
+        source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": dict(files)}}
+        wanted = {"group": f"local_{name}", "task": [{"task": name, **source}]}
     try:
-        tasks = list(manager.load([{"task": name, **source} if source else name])["tasks"].values())
+        tasks = list(manager.load([wanted])["tasks"].values())
     except (OSError, ConnectionError) as error:
         raise ValueError(
             f"the data of {name} could not be loaded ({error}); offline, give a file of your own in evaluate.local.{name}"

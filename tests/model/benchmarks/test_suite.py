@@ -1,0 +1,94 @@
+"""Benchmarks from files of one's own, and what is said when they do not fit."""
+
+import gzip
+import json
+
+import pytest
+
+from model.benchmarks.harness import UnmaskLM, run_tasks
+from model.benchmarks.suite import LocalBenchmark, final_of, load_suite, local_task, read_rows
+
+
+def write(path, rows):
+    opened = gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w", encoding="utf-8")
+    with opened as handle:
+        handle.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+def closest(word):
+    """A likelihood that prefers continuations of `word`'s length."""
+    return lambda pairs: [(-abs(len(continuation) - word), False) for _, continuation in pairs]
+
+
+CHOICE_ROWS = {
+    "labelled": (
+        {"q": {"stem": "s", "choices": [{"text": "a", "label": "A"}, {"text": "b b b b b b", "label": "B"}]}, "key": "B"},
+        {"question": "q.stem", "choices": "q.choices", "answer": "key"},
+    ),
+    "columns": ({"question": "s", "A": "a", "B": "b b b b b b", "answer": "B"}, {"choices": "A,B"}),
+    "index": ({"question": "s", "endings": ["a", "b b b b b b"], "label": 1}, {"choices": "endings", "answer": "label"}),
+    "index in text": ({"question": "s", "endings": ["a", "b b b b b b"], "label": "1"}, {"choices": "endings", "answer": "label"}),
+    "text": ({"question": "s", "endings": ["a", "b b b b b b"], "label": "b b b b b b"}, {"choices": "endings", "answer": "label"}),
+}
+
+
+@pytest.mark.parametrize("shape", CHOICE_ROWS)
+def test_multiple_choice_rows_of_every_shape_are_decided_by_likelihood(tmp_path, tokenizer, shape):
+    row, spec = CHOICE_ROWS[shape]
+    task = local_task("quiz", LocalBenchmark.from_dict("quiz", {"path": write(tmp_path / "q.jsonl.gz", [row]), **spec}), 16)
+    right, wrong = (run_tasks(UnmaskLM(tokenizer, likelihood=closest(n)), [task])[0] for n in (99, 0))
+    assert (right.right, right.answer, wrong.right, wrong.answer) == (1.0, "b b b b b b", 0.0, "a")
+    assert right.question == "s" and right.decoded is None
+
+
+def test_generated_answers_are_compared_by_what_follows_the_mark():
+    assert final_of("so 3 + 4 = 7\n#### 1,234.", "#### ") == "1234"
+    assert final_of("first #### 3\nthen ####  $4\nrest", "#### ") == "4"
+    assert final_of("it is 12 or rather 13.5.", "#### ") == "13.5"
+    assert final_of("no number", "#### ") == ""
+
+
+def test_a_missing_empty_or_broken_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no benchmark file"):
+        read_rows(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="is empty"):
+        read_rows(tmp_path / "empty.jsonl")
+    (tmp_path / "cut.jsonl").write_text('{"a": 1}\n{"a": ')
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        read_rows(tmp_path / "cut.jsonl")
+
+
+def test_wrong_field_names_are_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="unknown key 'qestion'"):
+        LocalBenchmark.from_dict("quiz", {"path": "x", "qestion": "y"})
+    with pytest.raises(ValueError, match="needs `path`"):
+        LocalBenchmark.from_dict("quiz", {})
+    path = write(tmp_path / "q.jsonl", [{"ask": "s", "answer": "#### 1"}])
+    with pytest.raises(ValueError, match="no field 'question'; this one has ask, answer"):
+        local_task("quiz", LocalBenchmark(path), 16)
+
+
+def test_public_benchmarks_have_no_validation_split(tmp_path):
+    spec = {"quiz": {"path": write(tmp_path / "q.jsonl", [{"question": "s", "answer": "#### 1"}]), "category": "mathematics"}}
+    options = {"folder": tmp_path, "judge": lambda row, text: True, "max_new_tokens": 16, "local": spec}
+    suite = load_suite(["quiz"], "test", **options)
+    assert suite.categories == {"quiz": "mathematics"}
+    with pytest.raises(ValueError, match="no validation split"):
+        load_suite(["quiz"], "validation", **options)
+
+
+@pytest.mark.slow  # the harness reads its 14,000 task descriptions
+def test_a_task_the_harness_knows_runs_on_a_file_of_ones_own(tmp_path, tokenizer):
+    path = write(tmp_path / "gsm8k.jsonl", [{"question": "1 + 1?", "answer": "It is 2.\n#### 2"}])
+    options = {"folder": tmp_path, "judge": lambda row, text: True, "max_new_tokens": 16, "num_fewshot": 0}
+    suite = load_suite(["gsm8k"], "test", local={"gsm8k": {"files": {"test": path, "train": path}}}, **options)
+    from conftest import TableDecoder
+
+    question = suite.tasks[0].doc_to_text(suite.tasks[0].eval_docs[0])
+    for text, right in (("It is 2.\n#### 2", 1.0), ("#### 3", 0.0)):
+        (sample,) = run_tasks(UnmaskLM(tokenizer, TableDecoder(tokenizer, {question: text})), suite.tasks)
+        assert sample.right == right
+    with pytest.raises(ValueError, match="knows no task 'gsm8x'; similar: gsm8k"):
+        load_suite(["gsm8x"], "test", **options)
