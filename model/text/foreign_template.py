@@ -15,6 +15,18 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def encode_foreign(tokenizer: "PreTrainedTokenizerFast", conversation: Conversation) -> tuple[list[int], list[bool]]:
     """(ids, graded) through the tokenizer's chat template; ValueError where it has none or rewrites earlier turns.
 
+    Graded EOS is appended where the template closes the last answer with another token or with none.
+    """
+    ids, graded = _encode(tokenizer, conversation)
+    last = max((place for place, flag in enumerate(graded) if flag), default=None)
+    if last is not None and tokenizer.eos_token_id not in ids[last:]:
+        return [*ids, tokenizer.eos_token_id], [*graded, True]
+    return ids, graded
+
+
+def _encode(tokenizer: "PreTrainedTokenizerFast", conversation: Conversation) -> tuple[list[int], list[bool]]:
+    """(ids, graded) exactly as the template says.
+
     Special-token strings that people typed are broken by a character nobody used before the template is rendered, so that only
     the template's own become special tokens; the character is taken out again before the text between them is encoded.
     """

@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from model.text.foreign_template import encode_foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Encoded = tuple[np.ndarray, np.ndarray]  # ids of several texts end to end, tokens of each
 
 EOS, PAD, MASK = "<|endoftext|>", "<|pad|>", "<|mask|>"
 ROLES = {"user": "<|user|>", "assistant": "<|assistant|>", "system": "<|system|>"}
@@ -114,9 +117,19 @@ def add_mask_token(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> int:
     return tokenizer.mask_token_id
 
 
-def encode_texts(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids of all texts end to end, tokens of each), nothing added; special-token strings in a text stay ordinary text."""
-    ids = _encode_plain(tokenizer, texts)
+def encode_texts(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> Encoded:
+    """(ids of all texts end to end, tokens of each), nothing added; special-token strings in a text stay ordinary text.
+
+    The Rust tokenizer does the work on all its threads (RAYON_NUM_THREADS).
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    before, backend.encode_special_tokens = backend.encode_special_tokens, True
+    try:
+        ids = [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = before
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.fromiter(chain.from_iterable(ids), np.uint32, int(lengths.sum())), lengths
 
@@ -126,44 +139,36 @@ def encode_conversation(tokenizer: "PreTrainedTokenizerFast", conversation: list
 
     Special-token strings that people typed stay text. Equals `apply_chat_template` where nobody typed one.
     """
-    ids, _, graded = encode_conversations(tokenizer, [conversation])
+    ids, _, graded = encode_conversations(tokenizer, [conversation], partial(encode_texts, tokenizer))
     return ids, graded
 
 
 def encode_conversations(
-    tokenizer: "PreTrainedTokenizerFast", conversations: Sequence[list[dict[str, str]]]
+    tokenizer: "PreTrainedTokenizerFast",
+    conversations: Sequence[list[dict[str, str]]],
+    encode: Callable[[Sequence[str]], Encoded],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids of all end to end, tokens of each, graded): `encode_conversation` for many at once."""
+    """(ids of all end to end, tokens of each, graded): `encode_conversation` for many at once; `encode` reads plain text."""
     if tokenizer.chat_template != CHAT_TEMPLATE:
         pairs = [encode_foreign(tokenizer, conversation) for conversation in conversations]
         lengths = np.array([len(ids) for ids, _ in pairs], np.int64)
-        ids, graded = (np.fromiter(chain.from_iterable(part), kind) for part, kind in zip(zip(*pairs), (np.uint32, bool)))
-        return ids, lengths, graded
+        return (
+            np.fromiter(chain.from_iterable(ids for ids, _ in pairs), np.uint32),
+            lengths,
+            np.fromiter(chain.from_iterable(graded for _, graded in pairs), bool),
+        )
     role_ids = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLES.items()}
-    encoded = iter(_encode_plain(tokenizer, [message["content"] for turns in conversations for message in turns]))
-    flat: list[int] = []
-    lengths, stretches = [], []  # stretches: tokens of what is alternately not graded and graded
-    for turns in conversations:
-        begin = len(flat)
-        for message in turns:
-            flat.append(role_ids[message["role"]])
-            flat += (words := next(encoded))
-            if message["role"] == "assistant":
-                flat.append(tokenizer.eos_token_id)
-            answer = len(words) + 1 if message["role"] == "assistant" else 0
-            stretches += [len(words) + 1 - (answer and len(words)), answer]
-        lengths.append(len(flat) - begin)
-    graded = np.repeat(np.arange(len(stretches)) % 2 == 1, np.array(stretches, np.int64))
-    return np.array(flat, np.uint32), np.array(lengths, np.int64), graded
-
-
-def _encode_plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text, encoded by the Rust tokenizer on all its threads, with special-token strings read as text."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    before, backend.encode_special_tokens = backend.encode_special_tokens, True
-    try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = before
+    messages = list(chain.from_iterable(conversations))
+    contents, words = encode([message["content"] for message in messages])
+    roles = np.array([role_ids[message["role"]] for message in messages], np.uint32)
+    answers = roles == role_ids["assistant"]
+    sizes = 1 + words + answers  # role, words, and EOS after an answer
+    begins = np.cumsum(sizes) - sizes
+    ids = np.full(sizes.sum(), tokenizer.eos_token_id, np.uint32)
+    ids[begins] = roles
+    ids[np.arange(len(contents)) + np.repeat(begins + 1 - (np.cumsum(words) - words), words)] = contents
+    graded = np.repeat(answers, sizes)
+    graded[begins] = False
+    turns = np.array([len(conversation) for conversation in conversations], np.int64)
+    ends = np.concatenate([[0], np.cumsum(sizes)])[np.cumsum(turns)]
+    return ids, np.diff(ends, prepend=0), graded

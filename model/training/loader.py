@@ -1,6 +1,5 @@
 """Batches of packed rows as a pure function of (seed, step): resuming a run needs no loader state."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,19 +14,6 @@ from model.text.packing import TokenRows
 
 PERIOD_ROWS = 10_000  # in every so many rows each corpus has its exact share, hence weights are kept to 1 in 10,000
 _ROUNDS = 6
-
-
-def read_mixture(tokens: Path, kind: str, split: str) -> list[tuple[Path, float]]:
-    """(folder, weight) of every corpus with rows; kind: pretrain or instructions, split: train or validation.
-
-    ValueError if there is none.
-    """
-    weights = json.loads((tokens / "meta.json").read_text())["weights"][kind]
-    folders = [(tokens / kind / split / corpus, weight) for corpus, weight in weights.items()]
-    mixture = [(folder, weight) for folder, weight in folders if json.loads((folder / "meta.json").read_text())["rows"]]
-    if not mixture:
-        raise ValueError(f"{tokens / kind / split} holds no rows: no corpus under download.{kind} gave any")
-    return mixture
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""python -m tasks.tokenize: learns or loads the tokenizer and turns the validated corpora into packed rows of token ids.
+
+Reads data/validated; writes data/tokens (tokenizer/, pretrain|instructions/train|validation/<corpus>/, mixture.json with the weights)
+and data/metrics/tokenize.json. Killed, it goes on where it was.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from model.corpora.options import read_options
+from model.text.packing import Layout
+from model.text.tokenise import SPLITS, Corpus, CorpusTokeniser, is_validation, read_lines, write_atomically
+from model.text.tokenizer import load_tokenizer, pad_id, save_tokenizer, train_tokenizer
+from tasks.stage import Stage, run_stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+KINDS = ("pretrain", "instructions")
+SAMPLE_BYTES_PER_TOKEN = 16 * 2**10  # merges of a byte-level BPE hardly move beyond; a vocabulary of 512 learns from 8 MiB
+LARGEST_SAMPLE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class TokenizeOptions:
+    """The section `tokenize`."""
+
+    tokenizer: str = "train"  # train, or a folder or Hugging Face id of a tokenizer
+    vocabulary_size: int = 512  # of a trained one
+    row_tokens: int = 128
+    block_tokens: int = 16
+    validation_fraction: float = 0.02
+
+
+def tokenize(stage: Stage) -> None:
+    """Publishes data/tokens and data/metrics/tokenize.json. ValueError for corpora that give no rows and settings that cannot work."""
+    # Rust reads these at its first use. The ids do not depend on the number of threads.
+    os.environ["RAYON_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"] = str(stage.threads), "true"
+    options = read_options(TokenizeOptions, {k: v for k, v in stage.section.items() if k != "threads"}, "tokenize")
+    if not 0 < options.validation_fraction < 1:
+        raise ValueError(
+            f"tokenize.validation_fraction is {options.validation_fraction}; it must lie between 0 and 1, e.g. 0.02: training "
+            "watches the loss on rows held out"
+        )
+    Layout(options.row_tokens, options.block_tokens, 1, 0, 0)  # refuses rows that are not whole blocks before any work
+    corpora = find_corpora(stage.root / "data/validated")
+    made = stage.work / "made"
+    tokenizer = prepare_tokenizer(options, corpora, made / "tokenizer")
+    layout = Layout(options.row_tokens, options.block_tokens, len(tokenizer), tokenizer.eos_token_id, pad_id(tokenizer))
+    tokeniser = CorpusTokeniser(tokenizer, layout, options.validation_fraction, made, stage.work / "journals")
+    metas: dict[tuple[str, str], dict[str, Any]] = {}
+    total = sum(corpus.path.stat().st_size for corpus in corpora)
+    with tqdm(total=total, desc="tokenize", unit="B", unit_scale=True, mininterval=1.0, dynamic_ncols=True) as bar:
+        for corpus in corpora:
+            metas[corpus.kind, corpus.name] = tokeniser.run(corpus, bar.update)
+    check_rows(metas, options)
+    mixture = {kind: {corpus.name: corpus.weight for corpus in corpora if corpus.kind == kind} for kind in KINDS}
+    write_atomically(made / "mixture.json", mixture)
+    numbers = {"vocabulary_size": len(tokenizer), **{f"{kind}/{name}": figures(meta) for (kind, name), meta in metas.items()}}
+    write_atomically(stage.work / "metrics.json", numbers)
+    stage.publish(stage.work / "metrics.json", "data/metrics/tokenize.json")
+    stage.publish(made, "data/tokens")
+    for (kind, name), meta in metas.items():
+        trained = meta["train"]
+        print(
+            f"tokenize: {kind}/{name}: {trained['documents']} texts in {trained['rows']} rows, {trained['tokens']} tokens, "
+            f"{trained['fill_fraction']:.1%} full, {trained['too_long']} too long for a row, "
+            f"{meta['validation']['rows']} rows held out", flush=True,
+        )
+
+
+def find_corpora(validated: Path) -> list[Corpus]:
+    """Every validated corpus with its weight, by kind and name; ValueError where there is none or one is empty."""
+    summary = validated / "summary.json"
+    if not summary.exists():
+        raise ValueError(f"{summary} is missing: run the stage validate first")
+    entries = [entry for entry in json.loads(summary.read_text())["corpora"].values() if entry["kind"] in KINDS]
+    corpora = [
+        Corpus(entry["kind"], entry["name"], validated / entry["kind"] / f"{entry['name']}.jsonl", float(entry["weight"]))
+        for entry in sorted(entries, key=lambda entry: (KINDS.index(entry["kind"]), entry["name"]))
+    ]
+    if not corpora:
+        raise ValueError("data/validated holds no corpus: name one under download.pretrain or download.instructions")
+    empty = [f"{corpus.kind}/{corpus.name}" for corpus in corpora if not corpus.path.exists() or not corpus.path.stat().st_size]
+    if empty:
+        raise ValueError(f"no validated rows in {', '.join(empty)}: look into data/quarantine, or leave the corpus out of download")
+    return corpora
+
+
+def prepare_tokenizer(options: TokenizeOptions, corpora: list[Corpus], folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer, saved in `folder` in one rename; one saved there by an earlier start is taken as it is."""
+    if not folder.exists():
+        unfinished = folder.parent / "tokenizer-unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if options.tokenizer == "train":
+            train_tokenizer(sample_texts(corpora, options), options.vocabulary_size, unfinished)
+        else:
+            save_tokenizer(load_tokenizer(options.tokenizer), unfinished)
+        os.replace(unfinished, folder)
+    return load_tokenizer(folder)
+
+
+def sample_texts(corpora: list[Corpus], options: TokenizeOptions) -> Iterator[str]:
+    """Training texts to learn a vocabulary from: pretraining and instructions alike, corpora by weight, spread over each file."""
+    budget = min(LARGEST_SAMPLE_BYTES, SAMPLE_BYTES_PER_TOKEN * options.vocabulary_size)
+    kinds = {corpus.kind for corpus in corpora}
+    for corpus in corpora:
+        weights = sum(other.weight for other in corpora if other.kind == corpus.kind)
+        rate = budget / len(kinds) * corpus.weight / weights / corpus.path.stat().st_size
+        due = 0.0
+        for rows, _ in read_lines(corpus.path):
+            for row in rows:
+                due += min(rate, 1.0)
+                if due >= 1.0 and not is_validation(row, options.validation_fraction):
+                    due -= 1.0
+                    yield from [row["text"]] if corpus.kind == "pretrain" else [m["content"] for m in row["conversations"]]
+
+
+def check_rows(metas: dict[tuple[str, str], dict[str, Any]], options: TokenizeOptions) -> None:
+    """ValueError unless every corpus has training rows and every kind has validation rows."""
+    for (kind, name), meta in metas.items():
+        if meta["train"]["rows"]:
+            continue
+        if meta["train"]["too_long"]:
+            longest = max(meta[split]["longest_too_long_tokens"] for split in SPLITS)
+            raise ValueError(
+                f"every conversation of {kind}/{name} is longer than tokenize.row_tokens ({options.row_tokens}); the longest has "
+                f"{longest} tokens. Raise row_tokens, or leave the corpus out of download.instructions"
+            )
+        raise ValueError(f"{kind}/{name} gives no training row: its conversations hold no answer, or all of it was held out")
+    for kind in {kind for kind, _ in metas}:
+        if not sum(meta["validation"]["rows"] for (other, _), meta in metas.items() if other == kind):
+            raise ValueError(
+                f"tokenize.validation_fraction {options.validation_fraction} holds out no row of {kind}: raise it, or give more text"
+            )
+
+
+def figures(meta: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What data/metrics/tokenize.json says of a corpus, by split."""
+    names = ("rows", "documents", "tokens", "graded_tokens", "bytes", "fill_fraction", "too_long", "longest_too_long_tokens",
+             "without_answer")
+    return {
+        split: {name: meta[split][name] for name in names}
+        | {"bytes_per_token": round(meta[split]["bytes"] / max(meta[split]["graded_tokens"], 1), 4)}
+        for split in SPLITS
+    }
+
+
+if __name__ == "__main__":
+    run_stage(tokenize, "tokenize")
