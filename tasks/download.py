@@ -1,7 +1,7 @@
 """Brings all text into data/raw: `python -m tasks.download`, section `download` of params.yaml.
 
-It always looks, fetches only what is new or changed, removes what is gone, and writes data/raw/manifest.json. With nothing changed
-no byte and no time stamp changes, so everything behind it is skipped.
+It always looks, fetches only what is new or changed, removes what is gone, and writes data/raw/manifest.json. With nothing
+changed, no byte and no time stamp changes, so everything behind it is skipped.
 """
 
 import os
@@ -35,11 +35,13 @@ def download(stage: Stage) -> None:
     hashes = HashCache(stage.root / ".work/download-hashes.json")
     context = CorpusContext(stage.root, stage.params, hashes.sha256)
     old = {(entry["kind"], entry["name"]): entry for entry in read_manifest(raw)["corpora"]}
-    # Everything is fetched beside data/raw before anything in it changes: a kill or an error until then leaves it whole.
+    corpora = [(build_corpus(*asked, context), *asked) for asked in asked_for(stage.section)]
+    looked = [(corpus.look(), corpus, *asked) for corpus, *asked in corpora]
+    # All options are right and all sources there. Now everything is fetched beside data/raw before anything in it changes:
+    # a kill or an error until then leaves it whole.
     entries, arrivals = [], []
-    for kind, name, written in asked_for(stage.section):
-        corpus = build_corpus(kind, name, written, context)
-        entry, fetched = _bring(corpus, kind, name, written, old.get((kind, name)), raw, staging, hashes)
+    for sources, corpus, kind, name, written in looked:
+        entry, fetched = _bring(corpus, sources, kind, name, written, old.get((kind, name)), raw, staging, hashes)
         entries.append(entry)
         arrivals += fetched
     _replace_files(raw, staging, arrivals)
@@ -76,20 +78,13 @@ def build_corpus(kind: str, name: str, written: Mapping[str, Any], context: Corp
 
 
 def _bring(
-    corpus: Corpus,
-    kind: str,
-    name: str,
-    written: Mapping[str, Any],
-    old: Mapping[str, Any] | None,
-    raw: Path,
-    staging: Path,
-    hashes: HashCache,
+    corpus: Corpus, sources: list[Source], kind: str, name: str, written: Mapping[str, Any], old: Mapping[str, Any] | None,
+    raw: Path, staging: Path, hashes: HashCache,
 ) -> tuple[dict[str, Any], list[str]]:
     """The manifest entry of one corpus, and the paths below `staging` of the files that had to be fetched."""
     place = "benchmarks" if kind == "benchmarks" else f"{kind}/{name}"
     known = {source["name"]: source for source in (old or {}).get("sources", [])}
     records, fetched = [], []
-    sources = corpus.look()
     for source in sources:
         before = known.get(source.name)
         if (

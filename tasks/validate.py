@@ -18,7 +18,7 @@ from model.corpora.facts import FactTable, Totals, measure
 from model.corpora.manifest import KINDS, MANIFEST_NAME, read_manifest
 from model.corpora.options import RowOptions, read_options
 from model.corpora.rows import CUT_CHARACTERS, Row, UnreadableFile, read_rows
-from model.corpora.rules import CHECKS, REASONS, BadRow, DuplicateFilter, content_of
+from model.corpora.rules import CHECKS, BadRow, DuplicateFilter, content_of
 from model.corpora.validation_page import CorpusReport, render
 from tasks.stage import Stage, run_stage
 
@@ -213,7 +213,7 @@ def _keeper(files: ExitStack, path: Path, is_kept: bool) -> Callable[[dict[str, 
 
 def _open(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "w", encoding="utf-8", newline="\n", buffering=1 << 18)
+    return path.open("w", encoding="utf-8", newline="\n", buffering=1 << 18)
 
 
 def _quarantined(file: str, row: Row, reason: str, detail: str) -> str:

@@ -19,7 +19,7 @@ from model.corpora.manifest import CorpusContext, Source, sha256_of
 from model.corpora.options import RowOptions, read_options
 
 COMPRESSIONS = ("", ".gz", ".zst")
-SUFFIXES = tuple(s + c for s in (".jsonl", ".json", ".txt") for c in COMPRESSIONS) + (".parquet",)
+SUFFIXES = (*(kind + packed for kind in (".jsonl", ".json", ".txt") for packed in COMPRESSIONS), ".parquet")
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class FilesCorpus:
             raise ValueError(f"{self._origin[source.name]} changed while it was copied: start again once it is complete.")
 
     def _matches(self, pattern: str) -> list[Path]:
-        full = Path(os.path.abspath(self.context.root / os.path.expanduser(pattern)))
+        full = Path(os.path.abspath(self.context.root / Path(pattern).expanduser()))  # noqa: PTH100 - a link keeps its own name
         where = f"{self.where}.paths"
         if full.is_dir():
             return self._inside(full, pattern)
-        found = [full] if full.is_file() else sorted(Path(p) for p in glob.glob(str(full), recursive=True))
+        found = [full] if full.is_file() else sorted(map(Path, glob.glob(str(full), recursive=True)))  # noqa: PTH207 - absolute pattern
         if not found:
             rule = "matches no file" if glob.has_magic(pattern) else "does not exist"
             raise ValueError(f"{where}: '{pattern}' {rule} (looked in {self.context.root}). Correct it or remove the line.")

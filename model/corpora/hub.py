@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class HubCorpus:
                 place, self.options.name, split=self.options.split, revision=revision, streaming=self.options.streaming
             )
             num_rows = _write_shards(self._chosen(islice(rows, self.options.rows)), folder)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except Exception as error:  # datasets, pyarrow, fsspec and the HTTP client each have their own kinds
             raise self._failure(error) from error
         if num_rows == 0:
             raise ValueError(f"{self.where}: split '{self.options.split}' of {self.options.path} holds no rows. Name another.")
@@ -98,7 +98,7 @@ class HubCorpus:
 
         try:
             return str(HfApi().dataset_info(self.options.path, revision=revision).sha)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # the HTTP client's own kinds, which change with its version
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> ValueError:
@@ -120,10 +120,7 @@ def _write_shards(rows: Iterator[dict[str, Any]], folder: Path) -> int:
         if first is None:
             return total
         with pyarrow.output_stream(str(folder / f"rows-{shard:05d}.jsonl.zst"), compression="zstd") as stream:
-            for row in (first, *()):
-                stream.write(_line(row))
-            total += 1
-            for row in islice(rows, SHARD_ROWS - 1):
+            for row in chain([first], islice(rows, SHARD_ROWS - 1)):
                 stream.write(_line(row))
                 total += 1
     raise ValueError(f"more than {10**5 * SHARD_ROWS} rows: set `rows`")

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +57,7 @@ class Corpus(Protocol):
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -87,10 +88,8 @@ class HashCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known: dict[str, list[Any]] = {}
-        try:
+        with suppress(OSError, ValueError):  # a lost or damaged cache costs one more reading of the files, nothing else
             self.known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            pass  # a lost or damaged cache costs one more reading of the files, nothing else
         self.used: dict[str, list[Any]] = {}
 
     def sha256(self, path: Path) -> str:

@@ -65,11 +65,11 @@ def _open(path: Path) -> BinaryIO:
     if name.endswith(".zst"):
         import pyarrow  # its stream notices a truncated frame
 
-        with open(path, "rb") as plain:
+        with path.open("rb") as plain:
             if plain.read(4) != b"\x28\xb5\x2f\xfd":
                 raise UnreadableFile("is named .zst but is no zstandard file; rename or compress it")
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 18)  # type: ignore[return-value]
-    return open(path, "rb", buffering=1 << 18)
+    return path.open("rb", buffering=1 << 18)
 
 
 def _refuse_other_formats(stream: BinaryIO, name: str) -> None:

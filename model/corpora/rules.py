@@ -7,6 +7,7 @@ import hashlib
 import re
 import sqlite3
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def _check_roles(roles: list[str]) -> None:
         raise BadRow("no_assistant_turn", f"{len(roles)} turns")
     if spoken[0] != "user":
         raise BadRow("first_turn_not_user", f"it is {spoken[0]!r}")
-    for index, (before, role) in enumerate(zip(spoken, spoken[1:], strict=False)):
+    for index, (before, role) in enumerate(pairwise(spoken)):
         if role == before:
             raise BadRow("roles_do_not_alternate", f"spoken turns {index + 1} and {index + 2} are both {role!r}")
     if spoken[-1] != "assistant":

@@ -11,16 +11,22 @@ from model.corpora.rules import REASONS
 _STYLE = """
 :root{--ink:#1d2430;--soft:#5d6878;--line:#dde2e9;--paper:#fff;--panel:#f6f8fa;--good:#1a7f4b;--bad:#b42318;--bar:#4a7fb5}
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#9aa6b6;--line:#333c49;--paper:#14181e;--panel:#1c222b;
---good:#4cc38a;--bad:#ff8577;--bar:#6fa3d8}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:70rem;margin:2rem auto;padding:0 1.2rem}
-h1{font-size:1.6rem;margin:0 0 .3rem}h2{font-size:1.2rem;margin:2.2rem 0 .6rem;border-top:1px solid var(--line);padding-top:1.2rem}
+--good:#4cc38a;--bad:#ff8577;--bar:#6fa3d8}a{color:var(--bar)}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
+max-width:72rem;margin:2rem auto;padding:0 1.2rem}
+h1{font-size:1.6rem;margin:0 0 .3rem}
+h2{font-size:1.2rem;margin:2.2rem 0 .6rem;border-top:1px solid var(--line);padding-top:1.2rem}
 h3{font-size:1rem;margin:1.2rem 0 .4rem}p{margin:.3rem 0}.soft{color:var(--soft)}
-.verdict{font-weight:600;padding:.7rem 1rem;border-radius:.4rem;background:var(--panel);border-left:.4rem solid var(--good);margin:1rem 0}
-.verdict.bad{border-color:var(--bad)}.good{color:var(--good)}.badtext{color:var(--bad);font-weight:600}
-table{border-collapse:collapse;width:100%;margin:.5rem 0}th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);
-vertical-align:top}th{color:var(--soft);font-weight:600;font-size:.85rem}td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
+.verdict{font-weight:600;padding:.7rem 1rem;border-radius:.4rem;background:var(--panel);
+border-left:.4rem solid var(--good);margin:1rem 0}.verdict p{font-weight:400;overflow-wrap:anywhere}
+.verdict.bad{border-color:var(--bad)}.good{color:var(--good)}.badtext{color:var(--bad)}
+table{border-collapse:collapse;width:100%;margin:.5rem 0}
+th,td{text-align:left;padding:.35rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+th{color:var(--soft);font-weight:600;font-size:.85rem}
+td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
 code{font:.88em ui-monospace,monospace;background:var(--panel);padding:.05rem .3rem;border-radius:.2rem;overflow-wrap:anywhere}
-.wide{overflow-x:auto}svg{max-width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}svg rect{fill:var(--bar)}
+.wide{overflow-x:auto}svg{max-width:100%;height:auto;display:block}
+svg text{fill:var(--soft);font:11px system-ui,sans-serif}svg rect{fill:var(--bar)}
 """
 
 
@@ -85,7 +91,6 @@ def _overview(reports: Sequence[CorpusReport]) -> str:
 def _section(report: CorpusReport) -> str:
     totals = report.totals
     parts = [f'<h2 id="{escape(report.title)}">{escape(report.title)} {_mark(not report.problems)}</h2>']
-    parts += [f'<p class="badtext">{escape(problem)}</p>' for problem in report.problems]
     if totals.scripts:
         shares = ", ".join(f"{name} {_share(n / totals.kept)}" for name, n in totals.scripts.most_common())
         parts.append(f'<p class="soft">{totals.words:,} words in {totals.kept:,} rows; scripts: {shares}.</p>')
