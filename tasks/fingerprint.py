@@ -38,10 +38,13 @@ def fingerprint(root: Path, stage: str) -> Fingerprint:
 
     with Repo(str(root)) as repo:
         try:
-            (found,) = repo.stage.collect(stage)
+            found = repo.stage.collect(stage)
         except DvcException as error:
             raise ValueError(f"dvc.yaml has no stage {stage!r}: {error}") from error
-        return Fingerprint(_key_from_dvc(found), _hash_of_raw_data(repo))
+        if len(found) != 1:
+            choices = ", ".join(sorted(each.addressing.partition("@")[2] for each in found))
+            raise ValueError(f"stage {stage} has several instances: give --instance, one of {choices}")
+        return Fingerprint(_key_from_dvc(found[0]), _hash_of_raw_data(repo))
 
 
 def fingerprints(root: Path) -> dict[str, str]:
@@ -82,33 +85,37 @@ def _absent(stage: str, path: str) -> str:
 
 
 def _fingerprint_without_dvc(root: Path, stage: str) -> Fingerprint:
-    params = load_params(root / "params.yaml")
-    declared, item = _declaration(root, stage)
+    declared, names = _declaration(root, stage)
+    names = load_params(root / "params.yaml") | names
     deps = {}
-    for template in declared.get("deps", []):
-        path = _interpolate(template, params, item)
+    for path in (_interpolate(template, names) for template in declared.get("deps", [])):
         if not (root / path).exists():
             raise ValueError(_absent(stage, path))
         deps[path] = _hash_of_path(root / path)
-    chosen = {name: params.get(_interpolate(name, params, item)) for name in declared.get("params", [])}
+    chosen = {name: names.get(name) for name in declared.get("params", [])}
     raw = root / RAW_DATA
-    return Fingerprint(
-        _digest(declared.get("cmd"), deps, chosen | {"item": item}), _hash_of_path(raw) if raw.exists() else ""
-    )
+    command = _interpolate(declared["cmd"], names)
+    return Fingerprint(_digest(command, deps, chosen), _hash_of_path(raw) if raw.exists() else "")
 
 
-def _declaration(root: Path, stage: str) -> tuple[dict[str, Any], str]:
+def _declaration(root: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A stage as written in dvc.yaml, and what `${item}` and `${key}` stand for in it."""
     file = root / "dvc.yaml"
     stages = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}).get("stages", {})
-    name, _, item = stage.partition("@")
-    if name not in stages or ("foreach" in stages[name]) != bool(item):
-        raise ValueError(f"{file} has no stage {stage!r}. It has: {', '.join(stages) or 'none'}")
-    return stages[name].get("do", stages[name]), item
+    name, _, instance = stage.partition("@")
+    instances = stages.get(name, {}).get("foreach", [""])
+    if name not in stages or instance not in instances:
+        known = [
+            name if each == "" else f"{name}@{each}" for name in stages for each in stages[name].get("foreach", [""])
+        ]
+        raise ValueError(f"{file} has no stage {stage!r}. It has: {', '.join(known) or 'none'}")
+    item = instances[instance] if isinstance(instances, dict) else instance
+    return stages[name].get("do", stages[name]), {"item": item, "key": instance}
 
 
-def _interpolate(template: str, params: dict[str, Any], item: str) -> str:
+def _interpolate(template: str, names: dict[str, Any]) -> str:
     def value(match: re.Match[str]) -> str:
-        found: Any = params | {"item": item}
+        found: Any = names
         for part in match[1].split("."):
             found = found[part]
         return str(found)

@@ -46,6 +46,7 @@ class Stage:
     root: Path
     work: Path
     key: str
+    tags: dict[str, str]
     tracker: Tracker
 
     @property
@@ -113,7 +114,7 @@ def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[S
     tags = _tags(root, params, name, instance) | {"unmask.data": identity.data_hash}
     tracker = _tracker(root, RunIdentity(address, identity.key, tags))
     seed = _whole(params.get("seed", 0), "seed", 0)
-    stage = Stage(name, instance, params, section, seed, threads, root, work, identity.key, tracker)
+    stage = Stage(name, instance, params, section, seed, threads, root, work, identity.key, tags, tracker)
     try:
         tracker.log_params(section | {"seed": seed, "threads": threads})
         yield stage

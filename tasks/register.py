@@ -1,0 +1,163 @@
+"""Registers what was trained, and closes the pipeline's run: python -m tasks.register
+
+Models are told apart by the hash of their checkpoint: one that is registered already is left alone, one that is missing (or
+whose files are gone) is registered again. `challenger` is always the newest; `champion` is set only where there is none, so
+that nothing replaces a champion but a promotion. A target version names the draft it belongs to, so that both move together.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.training.pipeline_run import close_pipeline_run, current_pipeline_run
+from model.training.tracking import EXPERIMENT, open_store, tracking_uri
+from tasks.fingerprint import fingerprints
+from tasks.stage import Stage, run_stage
+
+MODELS = {  # registered name -> the stage whose checkpoint it is
+    "unmask-draft": "distill_draft",
+    "unmask-target": "finetune_diffusion",
+    "unmask-target-cap": "tune_cap",
+}
+DRAFT = "unmask-draft"
+PROGRAM = Path("model/apps/pyfunc_model.py")
+REPORT = ("data/reports/report.json", "data/reports/report.html")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint that should be in the registry as a version of `name`."""
+
+    name: str
+    stage: str
+    folder: Path
+    checkpoint_hash: str
+
+
+def register(stage: Stage) -> None:
+    """Brings the registry up to date with data/models, then links and closes the pipeline's run."""
+    client, _ = open_store(stage.root)
+    keys = fingerprints(stage.root)
+    draft_version = ""
+    for candidate in candidates(stage.root):
+        version = find_version(client, candidate)
+        is_new = version is None
+        if version is None:
+            version = log_version(stage, candidate)
+            tags = lineage(stage, candidate, keys.get(candidate.stage, ""), draft_version)
+            tag_version(client, candidate.name, version, tags)
+        tag_version(client, candidate.name, version, measurements(stage.root, candidate.stage))
+        set_aliases(client, candidate.name, version)
+        print(
+            f"register: {candidate.name} version {version} {'registered' if is_new else 'is there already'}", flush=True
+        )
+        stage.tracker.set_tags({f"registered.{candidate.name}": version})
+        if candidate.name == DRAFT:
+            draft_version = version
+    earlier = {name: key for name, key in keys.items() if name != stage.name}
+    close_pipeline_run(stage.root, earlier, [stage.root / path for path in REPORT])
+
+
+def candidates(root: Path) -> list[Candidate]:
+    """What data/models has of MODELS, the draft first; ValueError for a checkpoint that is not there."""
+    found = []
+    for name, stage in MODELS.items():
+        folder = root / "data" / "models" / stage
+        if not folder.is_dir():
+            raise ValueError(f"there is no checkpoint {folder.relative_to(root)} to register: run stage {stage} first")
+        found.append(Candidate(name, stage, folder, hash_of_folder(folder)))
+    return found
+
+
+def hash_of_folder(folder: Path) -> str:
+    """A hash of the names and contents of all files."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def lineage(stage: Stage, candidate: Candidate, key: str, draft_version: str) -> dict[str, str]:
+    """Where a version comes from; a target also names the draft that was trained with it."""
+    tags = {
+        "unmask.checkpoint": candidate.checkpoint_hash,
+        "unmask.stage": candidate.stage,
+        "unmask.key": key,
+        "unmask.pipeline_run": current_pipeline_run(stage.root) or "",
+    }
+    tags |= {name: stage.tags[name] for name in ("unmask.preset", "unmask.git", "unmask.data")}
+    return tags | ({"unmask.draft_version": draft_version} if draft_version else {})
+
+
+def measurements(root: Path, stage: str) -> dict[str, str]:
+    """Score and tokens per forward at the main operating point, where the model has been evaluated."""
+    file = root / "data" / "metrics" / "evaluate" / f"{stage}.json"
+    if not file.is_file():
+        return {}
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    main = figures["test"][figures["main_point"]]
+    names = {"score": "eval.score", "tokens_per_forward": "eval.tpf"}
+    return {tag: str(main[name]["value"]) for name, tag in names.items() if name in main}
+
+
+def tag_version(client: Any, name: str, version: str, tags: dict[str, str]) -> None:
+    """Sets tags of a version."""
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, version, tag, value)
+
+
+def find_version(client: Any, candidate: Candidate) -> str | None:
+    """The newest version with this checkpoint; one whose files are gone does not count."""
+    known = client.search_model_versions(f"name = '{candidate.name}'")
+    same = [each for each in known if each.tags.get("unmask.checkpoint") == candidate.checkpoint_hash]
+    for each in sorted(same, key=lambda version: -int(version.version)):
+        folder = Path(client.get_model_version_download_uri(each.name, each.version).removeprefix("file://"))
+        if (folder / "MLmodel").is_file() and any(folder.rglob("*.safetensors")):
+            return str(each.version)
+    return None
+
+
+def log_version(stage: Stage, candidate: Candidate) -> str:
+    """Stores a self-contained copy (code, checkpoint) under this stage's run and registers it; returns its number."""
+    import mlflow
+    import pandas as pd
+    from mlflow.models import infer_signature
+
+    mlflow.set_tracking_uri(tracking_uri(stage.root))
+    mlflow.set_registry_uri(tracking_uri(stage.root))
+    mlflow.set_experiment(EXPERIMENT)
+    with mlflow.start_run(run_id=stage.tracker.run):
+        made = mlflow.pyfunc.log_model(
+            name=candidate.name,
+            python_model=str(stage.root / PROGRAM),
+            artifacts={"checkpoint": str(candidate.folder)},
+            code_paths=[str(stage.root / "model")],
+            signature=infer_signature(pd.DataFrame({"prompt": ["hello"]}), ["hello"]),
+            pip_requirements=[_pinned(package) for package in PACKAGES],
+            registered_model_name=candidate.name,
+        )
+    return str(made.registered_model_version)
+
+
+def _pinned(package: str) -> str:
+    from importlib.metadata import version
+
+    return f"{package}=={version(package).partition('+')[0]}"
+
+
+def set_aliases(client: Any, name: str, version: str) -> None:
+    """`challenger` to this version, and `champion`, too, where there is none yet."""
+    aliases = client.get_registered_model(name).aliases
+    if aliases.get("challenger") != version:
+        client.set_registered_model_alias(name, "challenger", version)
+    if "champion" not in aliases:
+        client.set_registered_model_alias(name, "champion", version)
+
+
+if __name__ == "__main__":
+    run_stage(register, "register")
