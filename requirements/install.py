@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--lock", type=Path, required=True)
     parser.add_argument("--torch-index", default="", help="an extra package index that has torch; empty for none")
     arguments = parser.parse_args()
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (whatever Python starts this, it should say so)
         print(
             f"install: Python {sys.version.split()[0]} is too old; 3.11 or newer: make env PYTHON=python3.12",
             file=sys.stderr,
