@@ -1,7 +1,7 @@
 """python -m tasks.tokenize: learns or loads the tokenizer and turns the validated corpora into packed rows of token ids.
 
-Reads data/validated; writes data/tokens (tokenizer/, pretrain|instructions/train|validation/<corpus>/, mixture.json with the weights)
-and data/metrics/tokenize.json. Killed, it goes on where it was.
+Reads data/validated; writes data/tokens (tokenizer/, pretrain|instructions/train|validation/<corpus>/, mixture.json with the
+weights) and data/metrics/tokenize.json. Killed, it goes on where it was.
 """
 
 import json
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 KINDS = ("pretrain", "instructions")
-SAMPLE_BYTES_PER_TOKEN = 16 * 2**10  # merges of a byte-level BPE hardly move beyond; a vocabulary of 512 learns from 8 MiB
+SAMPLE_BYTES_PER_TOKEN = (
+    16 * 2**10
+)  # merges of a byte-level BPE hardly move beyond; a vocabulary of 512 learns from 8 MiB
 LARGEST_SAMPLE_BYTES = 64 * 2**20
 
 
@@ -40,7 +42,7 @@ class TokenizeOptions:
 
 
 def tokenize(stage: Stage) -> None:
-    """Publishes data/tokens and data/metrics/tokenize.json. ValueError for corpora that give no rows and settings that cannot work."""
+    """Publishes data/tokens and data/metrics/tokenize.json; ValueError for corpora without rows and impossible settings."""
     # Rust reads these at its first use. The ids do not depend on the number of threads.
     os.environ["RAYON_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"] = str(stage.threads), "true"
     options = read_options(TokenizeOptions, {k: v for k, v in stage.section.items() if k != "threads"}, "tokenize")
@@ -63,7 +65,10 @@ def tokenize(stage: Stage) -> None:
     check_rows(metas, options)
     mixture = {kind: {corpus.name: corpus.weight for corpus in corpora if corpus.kind == kind} for kind in KINDS}
     write_atomically(made / "mixture.json", mixture)
-    numbers = {"vocabulary_size": len(tokenizer), **{f"{kind}/{name}": figures(meta) for (kind, name), meta in metas.items()}}
+    numbers = {
+        "vocabulary_size": len(tokenizer),
+        **{f"{kind}/{name}": figures(meta) for (kind, name), meta in metas.items()},
+    }
     write_atomically(stage.work / "metrics.json", numbers)
     stage.publish(stage.work / "metrics.json", "data/metrics/tokenize.json")
     stage.publish(made, "data/tokens")
@@ -72,7 +77,8 @@ def tokenize(stage: Stage) -> None:
         print(
             f"tokenize: {kind}/{name}: {trained['documents']} texts in {trained['rows']} rows, {trained['tokens']} tokens, "
             f"{trained['fill_fraction']:.1%} full, {trained['too_long']} too long for a row, "
-            f"{meta['validation']['rows']} rows held out", flush=True,
+            f"{meta['validation']['rows']} rows held out",
+            flush=True,
         )
 
 
@@ -83,14 +89,22 @@ def find_corpora(validated: Path) -> list[Corpus]:
         raise ValueError(f"{summary} is missing: run the stage validate first")
     entries = [entry for entry in json.loads(summary.read_text())["corpora"].values() if entry["kind"] in KINDS]
     corpora = [
-        Corpus(entry["kind"], entry["name"], validated / entry["kind"] / f"{entry['name']}.jsonl", float(entry["weight"]))
+        Corpus(
+            entry["kind"], entry["name"], validated / entry["kind"] / f"{entry['name']}.jsonl", float(entry["weight"])
+        )
         for entry in sorted(entries, key=lambda entry: (KINDS.index(entry["kind"]), entry["name"]))
     ]
     if not corpora:
         raise ValueError("data/validated holds no corpus: name one under download.pretrain or download.instructions")
-    empty = [f"{corpus.kind}/{corpus.name}" for corpus in corpora if not corpus.path.exists() or not corpus.path.stat().st_size]
+    empty = [
+        f"{corpus.kind}/{corpus.name}"
+        for corpus in corpora
+        if not corpus.path.exists() or not corpus.path.stat().st_size
+    ]
     if empty:
-        raise ValueError(f"no validated rows in {', '.join(empty)}: look into data/quarantine, or leave the corpus out of download")
+        raise ValueError(
+            f"no validated rows in {', '.join(empty)}: look into data/quarantine, or leave it out of download"
+        )
     return corpora
 
 
@@ -120,7 +134,9 @@ def sample_texts(corpora: list[Corpus], options: TokenizeOptions) -> Iterator[st
                 due += min(rate, 1.0)
                 if due >= 1.0 and not is_validation(row, options.validation_fraction):
                     due -= 1.0
-                    yield from [row["text"]] if corpus.kind == "pretrain" else [m["content"] for m in row["conversations"]]
+                    yield from (
+                        [row["text"]] if corpus.kind == "pretrain" else [m["content"] for m in row["conversations"]]
+                    )
 
 
 def check_rows(metas: dict[tuple[str, str], dict[str, Any]], options: TokenizeOptions) -> None:
@@ -134,18 +150,30 @@ def check_rows(metas: dict[tuple[str, str], dict[str, Any]], options: TokenizeOp
                 f"every conversation of {kind}/{name} is longer than tokenize.row_tokens ({options.row_tokens}); the longest has "
                 f"{longest} tokens. Raise row_tokens, or leave the corpus out of download.instructions"
             )
-        raise ValueError(f"{kind}/{name} gives no training row: its conversations hold no answer, or all of it was held out")
+        raise ValueError(
+            f"{kind}/{name} gives no training row: its conversations hold no answer, or all of it was held out"
+        )
     for kind in {kind for kind, _ in metas}:
         if not sum(meta["validation"]["rows"] for (other, _), meta in metas.items() if other == kind):
             raise ValueError(
-                f"tokenize.validation_fraction {options.validation_fraction} holds out no row of {kind}: raise it, or give more text"
+                f"tokenize.validation_fraction {options.validation_fraction} holds out no row of {kind}: raise it, or give "
+                "more text"
             )
 
 
 def figures(meta: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """What data/metrics/tokenize.json says of a corpus, by split."""
-    names = ("rows", "documents", "tokens", "graded_tokens", "bytes", "fill_fraction", "too_long", "longest_too_long_tokens",
-             "without_answer")
+    names = (
+        "rows",
+        "documents",
+        "tokens",
+        "graded_tokens",
+        "bytes",
+        "fill_fraction",
+        "too_long",
+        "longest_too_long_tokens",
+        "without_answer",
+    )
     return {
         split: {name: meta[split][name] for name in names}
         | {"bytes_per_token": round(meta[split]["bytes"] / max(meta[split]["graded_tokens"], 1), 4)}

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 # White space is Unicode's White_Space, as the Rust side has it; Python's \s also counts the separators 1C-1F.
 _SPACE, _VISIBLE = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
 
-# Byte-level BPE in the manner of GPT-2 never joins letters, numbers and punctuation. So a run of one kind, with the white space before
-# it, is encoded by itself; where the next character might still belong to the run, everything up to the next white space is one word.
+# Byte-level BPE in the manner of GPT-2 never joins letters, numbers and punctuation. So a run of one kind, with the white
+# space before it, is encoded by itself; where the next character might still belong to the run, everything up to the next
+# white space is one word.
 _FINE_WORD = re.compile(
     rf"""{_SPACE}*(?:
       [A-Za-z]++(?=[\x00-\x7f]|\Z)
@@ -38,7 +39,7 @@ TRIAL_CHARACTERS = 200_000
 
 
 class TextEncoder:
-    """`encode_texts` with a memory. Same ids for tokenizers whose words are independent; others are recognised and encoded plainly."""
+    """`encode_texts` with a memory: the same ids, looked up for tokenizers whose words are independent of each other."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.tokenizer = tokenizer
@@ -65,7 +66,7 @@ class TextEncoder:
             characters += len(text)
             if characters > TRIAL_CHARACTERS:
                 break
-        pairs = zip(encode_texts(self.tokenizer, sample), self._encode_words(sample))
+        pairs = zip(encode_texts(self.tokenizer, sample), self._encode_words(sample), strict=True)
         return all(np.array_equal(plain, by_word) for plain, by_word in pairs)
 
     def _encode_words(self, texts: Sequence[str]) -> Encoded:
@@ -78,7 +79,9 @@ class TextEncoder:
         places = np.fromiter(map(self._known.__getitem__, words), np.int64, len(words))
         sizes = self._sizes[places]
         after = np.cumsum(sizes)
-        ids = self._ids[np.repeat(self._begins[places] - (after - sizes), sizes) + np.arange(after[-1] if len(after) else 0)]
+        ids = self._ids[
+            np.repeat(self._begins[places] - (after - sizes), sizes) + np.arange(after[-1] if len(after) else 0)
+        ]
         return ids, np.diff(np.concatenate([[0], after])[ends], prepend=0)
 
     def _learn(self, words: list[str]) -> None:
@@ -89,15 +92,18 @@ class TextEncoder:
             return
         ids, sizes = encode_texts(self.tokenizer, new)
         begins = len(self._ids) + np.cumsum(sizes) - sizes
-        self._known.update(zip(new, range(len(self._known), len(self._known) + len(new))))
+        self._known.update(zip(new, range(len(self._known), len(self._known) + len(new)), strict=True))
         self._ids = np.concatenate([self._ids, ids])
         self._begins, self._sizes = np.concatenate([self._begins, begins]), np.concatenate([self._sizes, sizes])
         self._characters += sum(map(len, new))
 
 
 def _word_pattern(tokenizer: "PreTrainedTokenizerFast") -> re.Pattern[str] | None:
-    """What can be encoded by itself, or None unless this is byte-level BPE that draws nothing at random, changes no characters and
-    has no ordinary added token with white space in it."""
+    """What can be encoded by itself; None where nothing can.
+
+    It takes byte-level BPE that draws nothing at random, changes no characters and has no ordinary added token with white
+    space in it.
+    """
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     pieces = parts["pre_tokenizer"] or {}
     steps = pieces.get("pretokenizers", [pieces])
@@ -112,7 +118,9 @@ def _word_pattern(tokenizer: "PreTrainedTokenizerFast") -> re.Pattern[str] | Non
     )
     if not independent:
         return None
-    in_gpt2_manner = not added and parts["normalizer"] is None and all(
-        step["type"] == "Digits" or (step["type"] == "ByteLevel" and step["use_regex"]) for step in steps
+    in_gpt2_manner = (
+        not added
+        and parts["normalizer"] is None
+        and all(step["type"] == "Digits" or (step["type"] == "ByteLevel" and step["use_regex"]) for step in steps)
     )
     return _FINE_WORD if in_gpt2_manner else _COARSE_WORD

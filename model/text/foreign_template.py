@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _encode_pieces(
     cuts = sorted({*cuts, *(edge for span in spans for edge in span)})
     before, backend.encode_special_tokens = backend.encode_special_tokens, True
     try:
-        for begin, end in zip(cuts, cuts[1:]):
+        for begin, end in pairwise(cuts):
             piece = rendered[begin:end]
             if special.fullmatch(piece):
                 new = [tokenizer.convert_tokens_to_ids(piece)]
@@ -84,7 +85,7 @@ def _encode_pieces(
 def _answer_spans(
     tokenizer: "PreTrainedTokenizerFast", conversation: Conversation, rendered: str, special: re.Pattern[str]
 ) -> Iterator[Span]:
-    """Where the assistant's turns lie in `rendered`: what each turn adds to the prompt before it, up to its last special token."""
+    """Where the answers lie in `rendered`: what each adds to the prompt before it, up to its closing special token."""
     for index, message in enumerate(conversation):
         if message["role"] != "assistant":
             continue

@@ -32,7 +32,11 @@ class DocumentPacker:
         stream = np.full(len(self._tokens) + padded.sum(), layout.pad_id, np.uint32)
         real = np.zeros(len(stream), bool)
         starts = np.zeros(len(stream) // layout.block_tokens, bool)
-        stream[: len(self._tokens)], real[: len(self._real)], starts[: len(self._starts)] = self._tokens, self._real, self._starts
+        stream[: len(self._tokens)], real[: len(self._real)], starts[: len(self._starts)] = (
+            self._tokens,
+            self._real,
+            self._starts,
+        )
         shifts = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
         places = np.arange(len(ids)) + shifts
         stream[places], real[places] = ids, True
@@ -50,7 +54,9 @@ class DocumentPacker:
         """Pads the begun row and writes it."""
         missing = -len(self._tokens) % self.layout.row_tokens
         tokens = np.pad(self._tokens, (0, missing), constant_values=self.layout.pad_id)
-        self._write(tokens, np.pad(self._real, (0, missing)), np.pad(self._starts, (0, missing // self.layout.block_tokens)))
+        self._write(
+            tokens, np.pad(self._real, (0, missing)), np.pad(self._starts, (0, missing // self.layout.block_tokens))
+        )
         self._tokens, self._real, self._starts = self._tokens[:0], self._real[:0], self._starts[:0]
 
     def _write(self, stream: np.ndarray, real: np.ndarray, starts: np.ndarray) -> None:
@@ -85,7 +91,7 @@ class ConversationPacker:
     def add(self, ids: np.ndarray, lengths: np.ndarray, graded: np.ndarray, num_bytes: np.ndarray) -> None:
         """Adds conversations laid end to end in `ids`; num_bytes: UTF-8 bytes of graded text of each."""
         begin, counts, block = 0, self.writer.counts, self.layout.block_tokens
-        for length, size in zip(lengths.tolist(), num_bytes.tolist()):
+        for length, size in zip(lengths.tolist(), num_bytes.tolist(), strict=True):
             blocks = -(-length // block)
             if blocks > self.layout.blocks:
                 counts.too_long += 1

@@ -41,7 +41,9 @@ class Layout:
                 "number of blocks, e.g. row_tokens 128 with block_tokens 16"
             )
         if self.blocks >= EMPTY:
-            raise ValueError(f"tokenize.row_tokens / block_tokens is {self.blocks}; at most {EMPTY - 1} blocks fit a row")
+            raise ValueError(
+                f"tokenize.row_tokens / block_tokens is {self.blocks}; at most {EMPTY - 1} blocks fit a row"
+            )
 
     @property
     def blocks(self) -> int:
@@ -78,12 +80,14 @@ class RowWriter:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._files: list[IO[bytes]] = [open(self.folder / name, "ab") for name in FILES]
+        self._files: list[IO[bytes]] = [(self.folder / name).open("ab") for name in FILES]
 
     def append(self, tokens: np.ndarray, documents: np.ndarray, real: np.ndarray, graded: np.ndarray) -> None:
         """Adds rows: tokens, real and graded are [rows, row_tokens], documents [rows, blocks] with EMPTY for none."""
         flags = np.packbits(np.stack([real, graded], axis=1), axis=2)
-        for file, values in zip(self._files, (tokens.astype(self.layout.token_type), documents.astype(np.uint16), flags)):
+        for file, values in zip(
+            self._files, (tokens.astype(self.layout.token_type), documents.astype(np.uint16), flags), strict=True
+        ):
             file.write(np.ascontiguousarray(values).data)
         self.counts.rows += len(tokens)
         self.counts.tokens += int(real.sum())
@@ -99,7 +103,7 @@ class RowWriter:
     def restore(self, position: dict[str, Any] | None) -> None:
         """Back to `position` (None: to the beginning)."""
         sizes = position["bytes"] if position else [0] * len(FILES)
-        for file, size in zip(self._files, sizes):
+        for file, size in zip(self._files, sizes, strict=True):
             file.truncate(size)
             file.seek(size)
         self.counts = Counts(**position["counts"]) if position else Counts()
@@ -125,13 +129,15 @@ class TokenRows:
         metas = [json.loads((folder / "meta.json").read_text()) for folder in self.folders]
         layouts = [Layout(**{name: meta[name] for name in Layout.__dataclass_fields__}) for meta in metas]
         if len(set(layouts)) != 1:
-            raise ValueError(f"rows of different layouts cannot be read together: {dict(zip(map(str, folders), layouts))}")
+            raise ValueError(
+                f"rows of different layouts cannot be read together: {dict(zip(map(str, folders), layouts, strict=True))}"
+            )
         self.layout = layouts[0]
         self.row_tokens, self.block_tokens = self.layout.row_tokens, self.layout.block_tokens
         self.num_rows = sum(meta["rows"] for meta in metas)
         self.num_bytes = sum(meta["bytes"] for meta in metas)
         self.num_graded_tokens = sum(meta["graded_tokens"] for meta in metas)
-        self._maps = [self._open(folder, meta["rows"]) for folder, meta in zip(self.folders, metas)]
+        self._maps = [self._open(folder, meta["rows"]) for folder, meta in zip(self.folders, metas, strict=True)]
         self._order = None if len(metas) == 1 else _interleave([meta["rows"] for meta in metas])
 
     def _open(self, folder: Path, rows: int) -> list[np.ndarray]:
@@ -139,9 +145,10 @@ class TokenRows:
         widths = [(layout.row_tokens,), (layout.blocks,), (2, -(-layout.row_tokens // 8))]
         types = [layout.token_type, np.dtype(np.uint16), np.dtype(np.uint8)]
         if rows == 0:  # an empty file cannot be mapped
-            return [np.zeros((0, *width), kind) for width, kind in zip(widths, types)]
+            return [np.zeros((0, *width), kind) for width, kind in zip(widths, types, strict=True)]
         return [
-            np.memmap(folder / name, kind, "r", shape=(rows, *width)) for name, kind, width in zip(FILES, types, widths)
+            np.memmap(folder / name, kind, "r", shape=(rows, *width))
+            for name, kind, width in zip(FILES, types, widths, strict=True)
         ]
 
     def read(self, indices: Iterable[int]) -> Batch:

@@ -43,7 +43,9 @@ def is_validation(row: dict[str, Any], fraction: float) -> bool:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) < fraction * 2.0**64
 
 
-def read_lines(path: Path, offset: int = 0, batch_bytes: int = BATCH_BYTES) -> Iterator[tuple[list[dict[str, Any]], int]]:
+def read_lines(
+    path: Path, offset: int = 0, batch_bytes: int = BATCH_BYTES
+) -> Iterator[tuple[list[dict[str, Any]], int]]:
     """(rows, offset after them) in batches of about `batch_bytes`, from a line that starts at `offset`."""
     with path.open("rb") as file:
         file.seek(offset)
@@ -77,8 +79,8 @@ class CorpusTokeniser:
         part_began = before = noted["offset"]
         for rows, offset in read_lines(corpus.path, noted["offset"]):
             held_out = [is_validation(row, self.validation_fraction) for row in rows]
-            for split, wanted in zip(SPLITS, (False, True)):
-                self._add(packers[split], [row for row, held in zip(rows, held_out) if held == wanted])
+            for split, wanted in zip(SPLITS, (False, True), strict=True):
+                self._add(packers[split], [row for row, held in zip(rows, held_out, strict=True) if held == wanted])
             advance(offset - before)
             before = offset
             if offset - part_began >= part_bytes:
@@ -104,7 +106,9 @@ class CorpusTokeniser:
         conversations = [turns for turns in conversations if turns]
         if conversations:
             ids, lengths, graded = encode_conversations(self.tokenizer, conversations, self.encoder)
-            sizes = [sum(len(m["content"].encode()) for m in turns if m["role"] == "assistant") for turns in conversations]
+            sizes = [
+                sum(len(m["content"].encode()) for m in turns if m["role"] == "assistant") for turns in conversations
+            ]
             packer.add(ids, lengths, graded, np.array(sizes, np.int64))
 
 

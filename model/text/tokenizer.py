@@ -72,7 +72,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary_size: int, folder: Path) ->
 
 
 def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a local folder or, if there is no such folder, of a Hugging Face id. Code in the repository is never run."""
+    """The tokenizer of a local folder or else of a Hugging Face id; code that comes with it is never run."""
     from transformers import AutoTokenizer
 
     folder = Path(source)
@@ -86,7 +86,9 @@ def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerFast":
             "(which needs the network once)"
         ) from error
     if not tokenizer.is_fast:
-        raise ValueError(f"tokenizer {source!s} has no tokenizer.json (the fast format); convert it with transformers first")
+        raise ValueError(
+            f"tokenizer {source!s} has no tokenizer.json (the fast format); convert it with transformers first"
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {source!s} names no eos_token; set one in its tokenizer_config.json")
     return tokenizer
@@ -134,7 +136,9 @@ def encode_texts(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> 
     return np.fromiter(chain.from_iterable(ids), np.uint32, int(lengths.sum())), lengths
 
 
-def encode_conversation(tokenizer: "PreTrainedTokenizerFast", conversation: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+def encode_conversation(
+    tokenizer: "PreTrainedTokenizerFast", conversation: list[dict[str, str]]
+) -> tuple[np.ndarray, np.ndarray]:
     """(ids, graded) of one conversation in the tokenizer's own chat format; graded: the assistant's words and what closes them.
 
     Special-token strings that people typed stay text. Equals `apply_chat_template` where nobody typed one.

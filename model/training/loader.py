@@ -34,11 +34,16 @@ class RowLoader:
                 f"batch_rows {self.batch_rows} cannot be shared evenly by {self.world} parts (processes x accumulation steps): "
                 "make it a multiple of them"
             )
-        empty = [str(folder) for (folder, _), rows in zip(self.folders_with_weights, self._corpora) if rows.num_rows == 0]
+        empty = [
+            str(folder)
+            for (folder, _), rows in zip(self.folders_with_weights, self._corpora, strict=True)
+            if rows.num_rows == 0
+        ]
         if empty:
             raise ValueError(f"no rows to train on in {', '.join(empty)}: give the corpus more text or leave it out")
         if len({rows.layout for rows in self._corpora}) > 1:
-            raise ValueError(f"corpora of different row layouts cannot be mixed: {[str(f) for f, _ in self.folders_with_weights]}")
+            folders = [str(folder) for folder, _ in self.folders_with_weights]
+            raise ValueError(f"corpora of different row layouts cannot be mixed: {folders}; tokenise them together")
 
     @cached_property
     def _corpora(self) -> list[TokenRows]:
@@ -56,16 +61,14 @@ class RowLoader:
     def batch(self, step: int) -> Batch:
         """This part's rows of step `step` (from 0), cut to the longest row of the whole batch, a multiple of the block length."""
         corpus, row = self._choose(np.arange(step * self.batch_rows, (step + 1) * self.batch_rows))
-        width = max(
-            int(rows.lengths(row[corpus == index]).max(initial=0)) for index, rows in enumerate(self._corpora)
-        )
+        width = max(int(rows.lengths(row[corpus == index]).max(initial=0)) for index, rows in enumerate(self._corpora))
         share = self.batch_rows // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         corpus, row = corpus[mine], row[mine]
         order = np.argsort(corpus, kind="stable")
         parts = [rows.read(row[corpus == index]).tensors() for index, rows in enumerate(self._corpora)]
         back = torch.from_numpy(np.argsort(order))
-        return Batch(*(torch.cat(values)[back, :width].contiguous() for values in zip(*parts)))
+        return Batch(*(torch.cat(values)[back, :width].contiguous() for values in zip(*parts, strict=True)))
 
     def prefetch(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The batches of steps start_step .. stop_step - 1, the next two being read while the caller works on one."""
@@ -93,7 +96,9 @@ class RowLoader:
         for index, rows in enumerate(self._corpora):
             mine = corpus == index
             epoch, place = np.divmod(draw[mine], rows.num_rows)
-            row[mine] = shuffled(place, rows.num_rows, _mix(np.uint64(self.seed), np.uint64(index), epoch.astype(np.uint64)))
+            row[mine] = shuffled(
+                place, rows.num_rows, _mix(np.uint64(self.seed), np.uint64(index), epoch.astype(np.uint64))
+            )
         return corpus, row
 
     @cached_property
