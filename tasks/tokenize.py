@@ -153,7 +153,7 @@ def check_rows(metas: dict[tuple[str, str], dict[str, Any]], options: TokenizeOp
         raise ValueError(
             f"{kind}/{name} gives no training row: its conversations hold no answer, or all of it was held out"
         )
-    for kind in {kind for kind, _ in metas}:
+    for kind in [kind for kind in KINDS if any(kind == other for other, _ in metas)]:
         if not sum(meta["validation"]["rows"] for (other, _), meta in metas.items() if other == kind):
             raise ValueError(
                 f"tokenize.validation_fraction {options.validation_fraction} holds out no row of {kind}: raise it, or give "

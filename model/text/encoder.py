@@ -87,7 +87,7 @@ class TextEncoder:
     def _learn(self, words: list[str]) -> None:
         if self._characters > KNOWN_CHARACTERS:
             self._forget()
-        new = list(dict.fromkeys(word for word in words if word not in self._known))
+        new = list(set(words).difference(self._known))  # in any order: where a word stands in the table does not show
         if not new:
             return
         ids, sizes = encode_texts(self.tokenizer, new)
