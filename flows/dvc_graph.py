@@ -20,7 +20,7 @@ def read_graph(root: Path) -> dict[str, Node]:
 
     with Repo(str(root)) as repo:
         graph = repo.index.graph  # its edges point from a stage to the stages it depends on
-        waiting = {stage.addressing: _node(graph, stage) for stage in repo.index.stages}
+        waiting = {stage.name: _node(graph, stage) for stage in repo.index.stages}
     ordered: dict[str, Node] = {}
     while waiting:
         name = next(name for name, node in waiting.items() if all(upstream in ordered for upstream in node.upstream))
@@ -29,8 +29,8 @@ def read_graph(root: Path) -> dict[str, Node]:
 
 
 def _node(graph: Any, stage: Any) -> Node:
-    upstream = sorted(other.addressing for other in graph.successors(stage))
-    return Node(stage.addressing, tuple(upstream), stage.always_changed)
+    upstream = sorted(other.name for other in graph.successors(stage))
+    return Node(stage.name, tuple(upstream), stage.always_changed)
 
 
 def changed_stages(root: Path) -> set[str]:
@@ -44,7 +44,10 @@ def changed_stages(root: Path) -> set[str]:
             status = repo.status()
     except (LockError, RWLockFileCorruptedError) as error:
         raise ValueError(f"another dvc command is at work in this checkout, wait for it to end: {error}") from error
-    return {name for name, changes in status.items() if any(change != "always changed" for change in changes)}
+    changed = {name for name, changes in status.items() if any(change != "always changed" for change in changes)}
+    return {
+        name.rpartition(":")[2] for name in changed
+    }  # seen from another folder, names have the path of dvc.yaml in front
 
 
 def recorded_outs(root: Path, stage: str) -> list[tuple[str, str | None]]:
@@ -52,7 +55,7 @@ def recorded_outs(root: Path, stage: str) -> list[tuple[str, str | None]]:
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
-        (found,) = repo.stage.collect(stage)
+        (found,) = (each for each in repo.index.stages if each.name == stage)
         return [(out.def_path, out.hash_info.value) for out in found.outs]
 
 

@@ -33,18 +33,13 @@ def fingerprint(root: Path, stage: str) -> Fingerprint:
     """The fingerprint of one stage (`tokenize`, `evaluate@tune_cap`); ValueError when it is unknown or a dep is absent."""
     if find_spec("dvc") is None or not (root / ".dvc").is_dir():
         return _fingerprint_without_dvc(root, stage)
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
-        try:
-            found = repo.stage.collect(stage)
-        except DvcException as error:
-            raise ValueError(f"dvc.yaml has no stage {stage!r}: {error}") from error
-        if len(found) != 1:
-            choices = ", ".join(sorted(each.addressing.partition("@")[2] for each in found))
-            raise ValueError(f"stage {stage} has several instances: give --instance, one of {choices}")
-        return Fingerprint(_key_from_dvc(found[0]), _hash_of_raw_data(repo))
+        known = {each.name: each for each in repo.index.stages}
+        if stage not in known:
+            raise ValueError(_unknown(stage, list(known)))
+        return Fingerprint(_key_from_dvc(known[stage]), _hash_of_raw_data(repo))
 
 
 def fingerprints(root: Path) -> dict[str, str]:
@@ -53,7 +48,7 @@ def fingerprints(root: Path) -> dict[str, str]:
 
     with Repo(str(root)) as repo:
         ready = (stage for stage in repo.index.stages if all(dep.exists for dep in stage.deps))
-        return {stage.addressing: _key_from_dvc(stage) for stage in ready}
+        return {stage.name: _key_from_dvc(stage) for stage in ready}
 
 
 def _key_from_dvc(stage: Any) -> str:
@@ -64,7 +59,7 @@ def _key_from_dvc(stage: Any) -> str:
         if isinstance(dep, ParamsDependency):
             params.update(dep.read_params(flatten=False))
         elif not dep.exists:
-            raise ValueError(_absent(stage.addressing, dep.def_path))
+            raise ValueError(_absent(stage.name, dep.def_path))
         else:
             deps[dep.def_path] = dep.get_hash().value
     return _digest(stage.cmd, deps, params)
@@ -78,6 +73,13 @@ def _hash_of_raw_data(repo: Any) -> str:
 def _digest(command: Any, deps: dict[str, str], params: dict[str, Any]) -> str:
     facts = json.dumps([command, deps, params], sort_keys=True, default=str)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _unknown(stage: str, known: list[str]) -> str:
+    instances = [name.partition("@")[2] for name in known if name.partition("@")[0] == stage]
+    if instances:
+        return f"stage {stage} has several instances: give --instance, one of {', '.join(instances)}"
+    return f"dvc.yaml has no stage {stage!r}. It has: {', '.join(known) or 'none'}"
 
 
 def _absent(stage: str, path: str) -> str:
@@ -105,10 +107,8 @@ def _declaration(root: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]
     name, _, instance = stage.partition("@")
     instances = stages.get(name, {}).get("foreach", [""])
     if name not in stages or instance not in instances:
-        known = [
-            name if each == "" else f"{name}@{each}" for name in stages for each in stages[name].get("foreach", [""])
-        ]
-        raise ValueError(f"{file} has no stage {stage!r}. It has: {', '.join(known) or 'none'}")
+        known = [f"{each}@{one}".rstrip("@") for each in stages for one in stages[each].get("foreach", [""])]
+        raise ValueError(_unknown(stage, known))
     item = instances[instance] if isinstance(instances, dict) else instance
     return stages[name].get("do", stages[name]), {"item": item, "key": instance}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from model.registry import REGISTRY
 
+from model.registry import REGISTRY
 from tasks.parameters import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,11 +122,11 @@ class Pipeline:
 
         with Repo(str(folder)) as repo:
             graph = repo.index.graph
-            self.deps = {stage.addressing: [dep.def_path for dep in stage.deps] for stage in graph}
+            self.deps = {stage.name: [dep.def_path for dep in stage.deps] for stage in graph}
             self.params = {
-                stage.addressing: {name for dep in stage.deps for name in getattr(dep, "params", [])} for stage in graph
+                stage.name: {name for dep in stage.deps for name in getattr(dep, "params", [])} for stage in graph
             }
-            self.upstream = {stage.addressing: {other.addressing for other in graph.successors(stage)} for stage in graph}
+            self.upstream = {stage.name: {other.name for other in graph.successors(stage)} for stage in graph}
 
     def ancestors(self, stage: str) -> set[str]:
         return set().union(*({other} | self.ancestors(other) for other in self.upstream[stage]))
@@ -170,7 +170,9 @@ def test_deps_name_no_file_that_does_not_exist(preset: tuple[dict[str, Any], Pip
 def test_a_stage_has_one_name_in_tasks_dvc_and_params(preset: tuple[dict[str, Any], Pipeline]) -> None:
     params, pipeline = preset
     stages = {stage.partition("@")[0] for stage in pipeline.deps}
-    runnable = {file for file in sources("tasks") if "run_stage(" in (ROOT / file).read_text() and file != "tasks/stage.py"}
+    runnable = {
+        file for file in sources("tasks") if "run_stage(" in (ROOT / file).read_text() and file != "tasks/stage.py"
+    }
     assert stages == {Path(file).stem for file in runnable}
     assert stages <= set(params), f"the preset has no section for {sorted(stages - set(params))}"
     for name in stages:
@@ -212,7 +214,9 @@ def test_fenced_packages_stay_behind_their_fence() -> None:
 
 
 def test_importing_everything_writes_nothing_and_changes_no_environment(tmp_path: Path) -> None:
-    modules = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in sources("model", "tasks")]
+    modules = [
+        file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in sources("model", "tasks")
+    ]
     modules = [module for module in modules if not module.startswith("model.apps")]  # runnable as models from code
     script = (
         "import importlib, os, sys\n"
