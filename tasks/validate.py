@@ -138,7 +138,7 @@ def _problems(report: CorpusReport, options: ValidateOptions, made: Path) -> Ite
     totals, title, kind = report.totals, report.title, report.kind
     quarantine = f"data/quarantine/{title}.jsonl"
     for file, problem in totals.unreadable.items():
-        yield f"{file} {problem}. Mend or replace the file it was made from, or take it out of download.{kind}."
+        yield f"{file} {problem}, then run again; or take the file out of download.{kind}."
     bad_limit = 0.0 if kind == "benchmarks" else options.maximum_bad_fraction
     if totals.bad_fraction > bad_limit:
         reasons = [(n, reason) for reason, n in totals.quarantined.items() if reason != "duplicate"]
@@ -164,8 +164,8 @@ def _problems(report: CorpusReport, options: ValidateOptions, made: Path) -> Ite
 def _failed_expectation(title: str, kind: str, one: Outcome) -> str:
     reason = f" ({one.why})" if one.why else ""
     return (
-        f"{title}: the suite expects {one.asked}{reason}; observed: {one.seen}. Correct the text, or the expectation "
-        f"{one.type} in data/suites/{kind}.json."
+        f"{title}: the suite expects {one.asked}{reason}; observed: {one.seen}. Correct the text, or the "
+        f"expectation ({one.type}) in data/suites/{kind}.json."
     )
 
 

@@ -44,7 +44,7 @@ class Outcome:
         """What was observed instead, or all the same."""
         if self.counts_values:
             text = f"{self.unexpected} of {self.values} values do not" if self.unexpected else f"all {self.values} values do"
-            return text + (f", such as {', '.join(map(str, self.examples))}" if self.examples else "")
+            return text + (f", such as {', '.join(map(_short, self.examples))}" if self.examples else "")
         if self.observed:
             low, high = (f"{value:.6g}" for value in self.observed)
             return low if low == high else f"{low} to {high} over {self.shards} shards"
@@ -117,6 +117,10 @@ def _add_result(outcome: Outcome, result: Any, path: Path) -> None:
                 outcome.examples.append(value)
     elif isinstance(value := found.get("observed_value"), int | float) and not isinstance(value, bool) and value == value:
         outcome.observed = [min([value, *outcome.observed]), max([value, *outcome.observed])]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _phrase(kind: str, kwargs: Mapping[str, Any]) -> str:

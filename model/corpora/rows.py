@@ -41,7 +41,7 @@ def read_rows(path: Path, column: str, txt_rows: str, maximum_line_bytes: int) -
     """
     name = path.name.lower()
     if path.stat().st_size == 0:
-        raise UnreadableFile("is empty (0 bytes)")
+        raise UnreadableFile("is empty (0 bytes): fill or remove it")
     try:
         if name.endswith(".parquet"):
             yield from _parquet_rows(path, column)
@@ -53,9 +53,9 @@ def read_rows(path: Path, column: str, txt_rows: str, maximum_line_bytes: int) -
             else:
                 yield from _json_rows(stream, maximum_line_bytes)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UnreadableFile(f"is a damaged or truncated gzip file ({error}); copy or download it again") from error
+        raise UnreadableFile(f"is a damaged or truncated gzip file ({error}): copy or download it again") from error
     except OSError as error:
-        raise UnreadableFile(f"cannot be read to its end ({error}); copy or download it again") from error
+        raise UnreadableFile(f"cannot be read to its end ({error}): copy or download it again") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -76,7 +76,7 @@ def _refuse_other_formats(stream: BinaryIO, name: str) -> None:
     """UnreadableFile when the first bytes show compression, parquet, UTF-16, or a JSON array instead of lines."""
     head = stream.peek(64)[:64]  # type: ignore[attr-defined]
     if not head:
-        raise UnreadableFile("holds no data once decompressed")
+        raise UnreadableFile("holds no data once decompressed: fill or remove it")
     for magic, (what, ending) in _MAGIC.items():
         if head.startswith(magic):
             raise UnreadableFile(f"is a {what} file under another name; end its name in {ending}")
@@ -114,7 +114,7 @@ def _json_rows(stream: BinaryIO, limit: int) -> Iterator[Row]:
         else:
             yield _parsed(number, line)
     if not seen:
-        raise UnreadableFile("holds no rows")
+        raise UnreadableFile("holds no rows: fill or remove it")
 
 
 def _parsed(number: int, line: bytes) -> Row:
@@ -162,7 +162,7 @@ def _txt_rows(stream: BinaryIO, column: str, txt_rows: str, limit: int) -> Itera
     if held:
         yield finished()
     elif num_rows == 0:
-        raise UnreadableFile("holds only blank lines")
+        raise UnreadableFile("holds only blank lines: fill or remove it")
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[Row]:
@@ -177,14 +177,14 @@ def _parquet_rows(path: Path, column: str) -> Iterator[Row]:
                     f"has no column '{column}'; its columns are {', '.join(names)}: set text_field or conversations_field"
                 )
             if table.metadata.num_rows == 0:
-                raise UnreadableFile("holds no rows")
+                raise UnreadableFile("holds no rows: fill or remove it")
             number = 0
             for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=[column]):
                 for value in batch.column(0):
                     number += 1
                     yield _parquet_row(number, column, value)
     except pyarrow.ArrowException as error:
-        raise UnreadableFile(f"is no parquet file, or a damaged one ({str(error)[:120]})") from error
+        raise UnreadableFile(f"is no parquet file, or a damaged one ({str(error)[:120]}): copy or download it again") from error
 
 
 def _parquet_row(number: int, column: str, value: Any) -> Row:

@@ -26,7 +26,7 @@ th{color:var(--soft);font-weight:600;font-size:.85rem}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
 code{font:.88em ui-monospace,monospace;background:var(--panel);padding:.05rem .3rem;border-radius:.2rem;overflow-wrap:anywhere}
 .wide{overflow-x:auto}svg{max-width:100%;height:auto;display:block}
-svg text{fill:var(--soft);font:11px system-ui,sans-serif}svg rect{fill:var(--bar)}
+td:first-child code{white-space:nowrap}svg text{fill:var(--soft);font:11px system-ui,sans-serif}svg rect{fill:var(--bar)}
 """
 
 

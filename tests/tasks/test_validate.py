@@ -191,6 +191,7 @@ def test_an_expectation_is_judged_on_all_shards_together(tmp_path):
     summary = json.loads((tmp_path / "data/validated/summary.json").read_text())["corpora"]["pretrain/books"]
     observed = {one["expected"].split()[0]: one["observed"] for one in summary["expectations"]}
     assert observed["distinct_line_fraction"].startswith("2 of 40 values do not")
+    assert "over 2 shards of row facts" in (tmp_path / "data/reports/validation/index.html").read_text()
 
 
 def test_the_outputs_are_the_same_bytes_each_time_and_wherever_they_are_made(tmp_path):
