@@ -2,9 +2,10 @@
 
     python -m tasks.evaluate --instance finetune_diffusion
 
-An instance is a folder under data/models, or `finetune_diffusion_scaled`: finetune_diffusion with its logits multiplied so that it is as
-confident as tune_cap on validation prompts (the control that tells tuning from mere sharpening). Writes data/metrics/evaluate/<instance>.json
-and data/samples/<instance>.jsonl. Operating points are to be chosen on the validation split; the test split is only read.
+An instance is a folder under data/models, or `finetune_diffusion_scaled`: finetune_diffusion with its logits multiplied so that
+it is as confident as tune_cap on validation prompts (the control that tells tuning from mere sharpening). Writes
+data/metrics/evaluate/<instance>.json and data/samples/<instance>.jsonl. Operating points are to be chosen on the validation
+split; the test split is only read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +37,18 @@ def main(stage: Stage) -> None:
     config = EvaluateConfig.from_section(stage.section)
     with open_judge() as judge:
         subject, control = open_subject(stage, config, judge)
-        result = {"instance": stage.instance, "attention": subject.attention, "logit_scale": round(subject.logit_scale, 6), **control}
+        result = {
+            "instance": stage.instance,
+            "attention": subject.attention,
+            "logit_scale": round(subject.logit_scale, 6),
+            **control,
+        }
         measured, samples = measure(stage, subject, config, judge)
     result |= measured
     instance = stage.instance
-    write_atomically(stage.root / f"data/metrics/evaluate/{instance}.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+    write_atomically(
+        stage.root / f"data/metrics/evaluate/{instance}.json", json.dumps(result, indent=1, sort_keys=True) + "\n"
+    )
     lines = [json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in samples]
     write_atomically(stage.root / f"data/samples/{instance}.jsonl", "".join(lines))
     track(stage, result)
@@ -57,15 +66,23 @@ def open_subject(stage: Stage, config: EvaluateConfig, judge: Callable) -> tuple
     questions = [task.doc_to_text(document) for task in tasks for document in task.eval_docs]
     goal = goal_model.mean_confidence(questions)
 
+    @cache
     def confidence_at(scale: float) -> float:
         base.scale_logits(scale)
         return base.mean_confidence(questions)
 
-    before = confidence_at(1.0)
-    base.scale_logits(match_confidence(confidence_at, goal))
-    after = base.mean_confidence(questions)
-    print(f"{stage.address}: logits x {base.logit_scale:.4f}: confidence {before:.4f} -> {after:.4f}, {SCALED_GOAL} has {goal:.4f}")
-    return base, {"confidence_goal": round(goal, 6), "confidence_unscaled": round(before, 6), "confidence_scaled": round(after, 6)}
+    scale, before = match_confidence(confidence_at, goal), confidence_at(1.0)
+    after = confidence_at(scale)
+    base.scale_logits(scale)
+    print(
+        f"{stage.address}: logits x {scale:.4f}: confidence {before:.4f} -> {after:.4f}, {SCALED_GOAL} has {goal:.4f}",
+        flush=True,
+    )
+    return base, {
+        "confidence_goal": round(goal, 6),
+        "confidence_unscaled": round(before, 6),
+        "confidence_scaled": round(after, 6),
+    }
 
 
 def open_suite(stage: Stage, config: EvaluateConfig, judge: Callable, split: str, items: int) -> Suite:
@@ -96,7 +113,10 @@ def decode_split(stage: Stage, subject: Subject, policy: dict | None, name: str,
     model = subject.harness(policy)
     records = make_records(run_tasks(model, suite.tasks, limit=items, chat=subject.config.chat), suite.categories)
     if model.num_truncated_prompts:
-        print(f"{stage.address}: {model.num_truncated_prompts} prompts did not fit the context and lost their beginning", flush=True)
+        print(
+            f"{stage.address}: {model.num_truncated_prompts} prompts did not fit the context and lost their beginning",
+            flush=True,
+        )
     write_atomically(kept, json.dumps(records, ensure_ascii=False))
     return records
 
@@ -129,7 +149,11 @@ def measure(stage: Stage, subject: Subject, config: EvaluateConfig, judge: Calla
 
 def brief(summary: dict[str, Any]) -> dict[str, Any]:
     """What the trade-off needs of a point's figures."""
-    return {key: summary[key] for key in ("items", "score", "categories", "tokens_per_forward", "mean_confidence") if key in summary}
+    return {
+        key: summary[key]
+        for key in ("items", "score", "categories", "tokens_per_forward", "mean_confidence")
+        if key in summary
+    }
 
 
 def trade_off(sweep: dict[str, dict[str, Any]], main_name: str) -> dict[str, Any]:

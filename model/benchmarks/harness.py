@@ -64,7 +64,9 @@ class UnmaskLM(LM):
     @property
     def tokenizer_name(self) -> str:
         """A name that changes with the tokenizer: the harness keys its caches by it."""
-        identity = f"{self.tokenizer.name_or_path}{sorted(self.tokenizer.get_vocab().items())}{self.tokenizer.chat_template}"
+        identity = (
+            f"{self.tokenizer.name_or_path}{sorted(self.tokenizer.get_vocab().items())}{self.tokenizer.chat_template}"
+        )
         return "unmask-" + hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -86,7 +88,9 @@ class UnmaskLM(LM):
         """The prompt's last tokens that leave `room` for what follows (counted in num_truncated_prompts)."""
         limit = self.maximum_tokens - room
         if limit < 1:
-            raise ValueError(f"{room} new tokens leave no room for a prompt in a context of {self.maximum_tokens} tokens")
+            raise ValueError(
+                f"{room} new tokens leave no room for a prompt in a context of {self.maximum_tokens} tokens"
+            )
         self.num_truncated_prompts += len(prompt) > limit
         return prompt[-limit:]
 
@@ -142,7 +146,9 @@ class UnmaskLM(LM):
                 max_seq_len=self.maximum_tokens - 1,
                 context_len=1,
             )
-            totals.append(sum(total for total, _ in self._likelihood([make_disjoint_window(window) for window in windows])))
+            totals.append(
+                sum(total for total, _ in self._likelihood([make_disjoint_window(window) for window in windows]))
+            )
         return totals
 
     def _likelihood(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:

@@ -1,18 +1,16 @@
-"""Right or wrong for an answer to a toy_world question: by its final answer, or by running the program it wrote in the sandbox."""
+"""Right or wrong for an answer to a toy_world question: by its final answer, or by running its program in the sandbox."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
-from model.benchmarks.sandbox import Sandbox, SandboxLimits
-
-Judge = Callable[[dict[str, Any], str], bool]
+from model.benchmarks.sandbox import Sandbox
+from model.benchmarks.task_forms import Judge
 
 
 @contextmanager
-def open_judge(limits: SandboxLimits = SandboxLimits()) -> Iterator[Judge]:
+def open_judge() -> Iterator[Judge]:
     """A judge of (row, answer text); its sandbox starts with the first program and ends with the context.
 
     Raises SandboxUnavailable at the first program where the machine cannot confine one. What a program should print never enters
@@ -25,7 +23,7 @@ def open_judge(limits: SandboxLimits = SandboxLimits()) -> Iterator[Judge]:
 
         def execute(source: str) -> str:
             if not sandboxes:
-                sandboxes.append(stack.enter_context(Sandbox(limits)))
+                sandboxes.append(stack.enter_context(Sandbox()))
             result = sandboxes[0].run(source)
             return result.stdout if result.succeeded else ""
 

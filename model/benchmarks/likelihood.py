@@ -1,8 +1,8 @@
 """Log-likelihoods of continuations: exact for a causal network, a Monte-Carlo bound for networks that fill in masks.
 
 The bound is the `exact_count` one (methods.md section 1): of the n tokens of a segment k ~ U{1..n} are hidden and their
-log-probabilities count n / k. Its expectation is a lower bound of the log-likelihood, exact for segments of one token. A segment is
-the whole continuation (bidirectional network) or a block of the grid (block-causal network, previous blocks clean).
+log-probabilities count n / k. Its expectation is a lower bound of the log-likelihood, exact for segments of one token. A segment
+is the whole continuation (bidirectional network) or a block of the grid (block-causal network, previous blocks clean).
 """
 
 from __future__ import annotations
@@ -77,7 +77,15 @@ def exact_likelihood(network, batch_rows: int = 32) -> Likelihood:
             if not continuation:
                 continue
             rows.append(
-                _Row(number, tokens, list(range(len(tokens))), [False] * len(tokens), graded, continuation, [1.0] * len(graded))
+                _Row(
+                    number,
+                    tokens,
+                    list(range(len(tokens))),
+                    [False] * len(tokens),
+                    graded,
+                    continuation,
+                    [1.0] * len(graded),
+                )
             )
         answers = {number: (0.0, True) for number, (_, continuation) in enumerate(pairs) if not continuation}
         for batch in _batches(rows, batch_rows):
@@ -114,7 +122,11 @@ def _masked_row(network, number: int, pair: Pair, draw: int | None, draws: int, 
     graded, weights = [], []
     for segment in range(first, last + 1):
         begin, end = max(start, segment * block), min(len(text), (segment + 1) * block)
-        hidden, weight = (list(range(end - begin)), 1.0) if draw is None else _hidden(draw, draws, segment - first, end - begin, seed)
+        hidden, weight = (
+            (list(range(end - begin)), 1.0)
+            if draw is None
+            else _hidden(draw, draws, segment - first, end - begin, seed)
+        )
         graded += [begin + index - first * block for index in hidden]
         weights += [weight] * len(hidden)
     labels = [noisy[index] for index in graded]

@@ -75,7 +75,9 @@ def summarise(records: Sequence[Record], eos: int | None, resamples: int = 2000,
         "items": len(records),
         "score": scoring.score_interval(correct, **options).as_dict(),
         "benchmarks": {name: one.as_dict() for name, one in scoring.accuracy_intervals(correct, **options).items()},
-        "categories": {name: one.as_dict() for name, one in scoring.category_intervals(correct, categories, **options).items()},
+        "categories": {
+            name: one.as_dict() for name, one in scoring.category_intervals(correct, categories, **options).items()
+        },
     }
     generated = [record for record in records if "tokens" in record]
     if generated:
@@ -93,9 +95,7 @@ def summarise(records: Sequence[Record], eos: int | None, resamples: int = 2000,
                 [count / max(forward, 1) for count, forward in zip(tokens, forwards, strict=True)]
             ),
             "answer_tokens": scoring.distribution(tokens),
-            "unfinished_fraction": round(
-                sum(eos not in record["tokens"] for record in generated) / len(generated), 4
-            ),
+            "unfinished_fraction": round(sum(eos not in record["tokens"] for record in generated) / len(generated), 4),
             "mean_confidence": round(sum(map(sum, kept)) / max(sum(map(len, kept)), 1), 6),
             "calibration": scoring.calibration(confidences, [record["right"] for record in generated]),
             "counters": dict(sorted(counters.items())),

@@ -57,8 +57,9 @@ class Sandbox:
     def __init__(self, limits: SandboxLimits = SandboxLimits()) -> None:
         if sys.platform != "linux" or platform.machine() not in SUPPORTED_MACHINES:
             raise SandboxUnavailable(
-                f"generated code is not run on {sys.platform} {platform.machine()}: only Linux on {' or '.join(SUPPORTED_MACHINES)} "
-                "can confine it. Evaluate there (a virtual machine will do), or leave the coding benchmark out of evaluate.tasks."
+                f"generated code is not run on {sys.platform} {platform.machine()}: only Linux on "
+                f"{' or '.join(SUPPORTED_MACHINES)} can confine it. "
+                "Evaluate there (a virtual machine will do), or name benchmarks without programs in evaluate.tasks."
             )
         self.limits = limits
         self._lock = threading.Lock()

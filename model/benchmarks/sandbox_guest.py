@@ -10,8 +10,6 @@ signals and tracing are not on that list, so what a program may import is loaded
 """
 
 import ctypes
-import fcntl
-import io
 import json
 import os
 import platform
@@ -23,10 +21,14 @@ import struct
 import sys
 import time
 import traceback
+from pathlib import Path
 
-PRELOADED = """_strptime abc array base64 bisect calendar cmath collections collections.abc contextlib copy dataclasses
-datetime decimal encodings.ascii encodings.latin_1 encodings.utf_16 enum fractions functools hashlib heapq itertools json
-math numbers operator pprint queue re statistics string textwrap types typing unicodedata""".split()
+PRELOADED = [
+    "_strptime", "abc", "array", "base64", "bisect", "calendar", "cmath", "collections", "collections.abc",
+    "contextlib", "copy", "dataclasses", "datetime", "decimal", "encodings.ascii", "encodings.latin_1",
+    "encodings.utf_16", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "numbers",
+    "operator", "pprint", "queue", "re", "statistics", "string", "textwrap", "types", "typing", "unicodedata",
+]  # fmt: skip
 
 # System call numbers of what a confined program may do: compute, read and write what is already open, look at the clock.
 ALLOWED = {
@@ -60,8 +62,7 @@ def prctl(*arguments: int) -> None:
 
 def limit_resources(seconds: float, memory_bytes: int) -> None:
     """Hard limits; memory counts from what the interpreter already maps, files may be neither grown nor opened."""
-    with open("/proc/self/statm", encoding="ascii") as handle:
-        mapped = int(handle.read().split()[0]) * resource.getpagesize()
+    mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     cpu_seconds = int(seconds) + 1
     limits = {"AS": mapped + memory_bytes, "CPU": cpu_seconds, "FSIZE": 0, "CORE": 0, "NPROC": 0, "MEMLOCK": 0}
     for name, value in limits.items():
@@ -118,7 +119,9 @@ def confine(request: dict) -> list[str]:
     drop_privileges()
     prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
     prctl(4, 0)  # PR_SET_DUMPABLE: no core, no tracing from outside
-    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: does not outlive the server (cleared by changing user, so set after it)
+    prctl(
+        1, signal.SIGKILL
+    )  # PR_SET_PDEATHSIG: does not outlive the server (cleared by changing user, so set after it)
     landlock = deny_files()
     filter_system_calls(platform.machine())
     return ["rlimits", "no_new_privileges", *(["landlock"] if landlock else []), "seccomp"]
@@ -149,20 +152,18 @@ def child(request: dict, stdout: int, stderr: int, ready: int) -> None:
     status = 70
     try:
         os.setsid()
-        stdin = os.memfd_create("stdin", os.MFD_ALLOW_SEALING)
+        stdin = os.memfd_create("stdin")
         os.write(stdin, request["stdin"].encode("utf-8", "surrogatepass"))
         os.lseek(stdin, 0, os.SEEK_SET)
-        fcntl.fcntl(stdin, fcntl.F_ADD_SEALS, 0xF)
         for target, source in enumerate((stdin, stdout, stderr, ready)):
             os.dup2(source, 64 + target)
         for target in range(4):
             os.dup2(64 + target, target)
         os.closerange(4, 256)
         sys.stdin, sys.stdout, sys.stderr = (
-            io.TextIOWrapper(io.FileIO(number, mode, closefd=False), encoding="utf-8", errors="replace", write_through=True)
+            open(number, mode, closefd=False, encoding="utf-8", errors="replace")  # noqa: SIM115 - they stay open: they are the program's
             for number, mode in ((0, "r"), (1, "w"), (2, "w"))
         )
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8", errors="replace")
         sys.argv = ["program"]
         random.seed(0)
         os.write(3, json.dumps(confine(request)).encode())
@@ -185,10 +186,10 @@ def supervise(process: int, pipes: dict[int, str], seconds: float, output_bytes:
             if not data:
                 os.close(pipe)
                 del pipes[pipe]
-        if not readable and time.monotonic() >= deadline:
-            reason = "time"
-        elif any(len(data) > output_bytes for data in written.values()):
+        if any(len(data) > output_bytes for data in written.values()):
             reason = "output"
+        elif pipes and time.monotonic() >= deadline:
+            reason = "time"
         if reason:
             break
     for pipe in pipes:

@@ -87,7 +87,10 @@ def category_intervals(
     names = sorted({categories[name] for name in correct if name in categories})
     return {
         category: score_interval(
-            {name: values for name, values in correct.items() if categories.get(name) == category}, resamples, confidence, seed
+            {name: values for name, values in correct.items() if categories.get(name) == category},
+            resamples,
+            confidence,
+            seed,
         )
         for category in names
     }
@@ -101,12 +104,16 @@ def paired_difference(
     Raises ValueError when the two were not measured on the same benchmarks, items and number of seeds.
     """
     if set(first) != set(second):
-        raise ValueError(f"paired comparison needs the same benchmarks; only one side has {sorted(set(first) ^ set(second))}")
+        raise ValueError(
+            f"paired comparison needs the same benchmarks; only one side has {sorted(set(first) ^ set(second))}"
+        )
     differences = {}
     for name in first:
         ours, theirs = _matrix(first[name], name), _matrix(second[name], name)
         if ours.shape != theirs.shape:
-            raise ValueError(f"benchmark {name!r}: [seeds, items] is {ours.shape} on one side and {theirs.shape} on the other")
+            raise ValueError(
+                f"benchmark {name!r}: [seeds, items] is {ours.shape} on one side and {theirs.shape} on the other"
+            )
         differences[name] = ours - theirs
     return score_interval(differences, resamples, confidence, seed)
 
@@ -120,7 +127,9 @@ def tokens_per_forward(
     """
     numerator, denominator = numpy.asarray(tokens, dtype=float), numpy.asarray(forwards, dtype=float)
     if numerator.shape != denominator.shape or numerator.size == 0 or denominator.sum() <= 0:
-        raise ValueError(f"tokens per forward needs one count each per sample, got {numerator.size} and {denominator.size}")
+        raise ValueError(
+            f"tokens per forward needs one count each per sample, got {numerator.size} and {denominator.size}"
+        )
     rng, ratios = numpy.random.default_rng(seed), []
     for start in range(0, resamples, CHUNK):
         drawn = rng.integers(0, numerator.size, size=(min(CHUNK, resamples - start), numerator.size))
@@ -145,5 +154,7 @@ def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = 
         if chosen.any():
             mean_confidence, share_right = float(confidences[chosen].mean()), float(outcomes[chosen].mean())
             error += chosen.mean() * abs(mean_confidence - share_right)
-            rows.append({"samples": int(chosen.sum()), "confidence": round(mean_confidence, 4), "right": round(share_right, 4)})
+            rows.append(
+                {"samples": int(chosen.sum()), "confidence": round(mean_confidence, 4), "right": round(share_right, 4)}
+            )
     return {"expected_error": round(float(error), 4), "bins": rows}

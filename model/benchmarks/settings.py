@@ -18,15 +18,15 @@ class EvaluateConfig:
     num_fewshot: int | None = None  # None: what each public task asks for
     chat: bool = True  # prompts through the chat template
     max_new_tokens: int = 128
-    test_items: int = 50  # at the main operating points
-    sweep_items: int = 20
-    validation_items: int = 20
+    test_items: int = 30  # at the main operating points
+    sweep_items: int = 10
+    validation_items: int = 10
     thresholds: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
     main_threshold: float = 0.9
     tokens_per_step: tuple[int, ...] = (1, 8)
     batch_rows: int = 64
     likelihood_draws: int = 16
-    scale_items: int = 4  # validation prompts per benchmark on which the confidence of the scaled control is matched
+    scale_items: int = 2  # validation prompts per benchmark on which the confidence of the scaled control is matched
     resamples: int = 2000
 
     def __post_init__(self) -> None:
@@ -38,11 +38,17 @@ class EvaluateConfig:
         if not self.tasks:
             raise ValueError("evaluate.tasks is empty; name toy_world, or a task that lm_eval knows")
         if self.main_threshold not in self.thresholds:
-            raise ValueError(f"evaluate.main_threshold {self.main_threshold} must be one of evaluate.thresholds {self.thresholds}")
+            raise ValueError(
+                f"evaluate.main_threshold {self.main_threshold} must be one of evaluate.thresholds {self.thresholds}"
+            )
         if 1 not in self.tokens_per_step:
-            raise ValueError(f"evaluate.tokens_per_step {self.tokens_per_step} must hold 1: one token per forward is the main row")
+            raise ValueError(
+                f"evaluate.tokens_per_step {self.tokens_per_step} must hold 1: one token per forward is the main row"
+            )
         if self.sweep_items > self.test_items:
-            raise ValueError(f"evaluate.sweep_items {self.sweep_items} must not exceed evaluate.test_items {self.test_items}")
+            raise ValueError(
+                f"evaluate.sweep_items {self.sweep_items} must not exceed evaluate.test_items {self.test_items}"
+            )
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> EvaluateConfig:
@@ -50,15 +56,26 @@ class EvaluateConfig:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(section) - known - {"threads"}):
             raise ValueError(f"evaluate.{unknown[0]} is unknown; the section may hold {', '.join(sorted(known))}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in section.items() if name in known})
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in section.items()
+                if name in known
+            }
+        )
 
 
 def operating_points(config: EvaluateConfig, attention: str) -> dict[str, dict[str, Any] | None]:
     """Name -> decoding policy, the main row first. A causal network has one point: left to right."""
     if attention == "causal":
         return {LEFT_TO_RIGHT: None}
-    steps = {f"tokens_per_step={count}": {"name": "tokens_per_step", "tokens": count} for count in sorted(config.tokens_per_step)}
-    return steps | {f"threshold={value:.2f}": {"name": "threshold", "threshold": value} for value in sorted(config.thresholds)}
+    steps = {
+        f"tokens_per_step={count}": {"name": "tokens_per_step", "tokens": count}
+        for count in sorted(config.tokens_per_step)
+    }
+    return steps | {
+        f"threshold={value:.2f}": {"name": "threshold", "threshold": value} for value in sorted(config.thresholds)
+    }
 
 
 def main_points(config: EvaluateConfig, attention: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ class Subject:
     def mean_confidence(self, questions: list[str]) -> float:
         """Mean probability of the tokens at the moment they were revealed, one per forward, over the answers to `questions`."""
         model = self.harness({"name": "one_token"})
-        prompts = [model.encode(model.apply_chat_template([{"role": "user", "content": question}])) for question in questions]
+        prompts = [
+            model.encode(model.apply_chat_template([{"role": "user", "content": question}])) for question in questions
+        ]
         values = [value for answer in model.decoder(prompts, self.config.max_new_tokens) for value in answer.confidence]
         return sum(values) / len(values)
 
@@ -77,13 +80,30 @@ def remember(likelihood: Likelihood) -> Likelihood:
     return remembered
 
 
-def match_confidence(confidence_at: Callable[[float], float], goal: float, tolerance: float = 5e-4, rounds: int = 12) -> float:
-    """The logit scale in [1/16, 16] at which `confidence_at(scale)` meets `goal`: bisection on a logarithmic scale."""
-    low, high, scale = 1 / 16, 16.0, 1.0
+def match_confidence(
+    confidence_at: Callable[[float], float], goal: float, tolerance: float = 1e-3, rounds: int = 8
+) -> float:
+    """The logit scale in [1/16, 16] at which `confidence_at(scale)` meets `goal`, as near as `rounds` evaluations get.
+
+    Log-odds of the confidence are nearly linear in the log of the scale, so each next guess lies on the line through the last
+    two; a guess outside the bracket becomes its middle. An evaluation is a whole decode, hence the care.
+    """
+
+    def log_odds(confidence: float) -> float:
+        clipped = min(max(confidence, 1e-6), 1 - 1e-6)
+        return math.log(clipped / (1 - clipped))
+
+    low, high, tried, guess = math.log(1 / 16), math.log(16), [], 0.0
     for _ in range(rounds):
-        reached = confidence_at(scale)
-        if abs(reached - goal) <= tolerance:
+        reached = confidence_at(math.exp(guess))
+        tried.append((abs(reached - goal), guess, log_odds(reached) - log_odds(goal)))
+        if tried[-1][0] <= tolerance:
             break
-        low, high = (scale, high) if reached < goal else (low, scale)
-        scale = (low * high) ** 0.5
-    return scale
+        low, high = (guess, high) if reached < goal else (low, guess)
+        slope = 1.0
+        if len(tried) > 1 and tried[-1][1] != tried[-2][1]:
+            slope = (tried[-1][2] - tried[-2][2]) / (tried[-1][1] - tried[-2][1])
+        guess = guess - tried[-1][2] / slope if slope > 0 else math.inf
+        if not low < guess < high:
+            guess = (low + high) / 2
+    return math.exp(min(tried)[1])

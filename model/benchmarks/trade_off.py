@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def area_under_parallelism(
     `largest_drop` below the first (the least parallel one) are left out. Scores in percent.
     """
     if not points or highest_score <= 0:
-        raise ValueError(f"AUP needs at least one point and a highest score above 0, got {len(points)} and {highest_score}")
+        raise ValueError(
+            f"AUP needs at least one point and a highest score above 0, got {len(points)} and {highest_score}"
+        )
     ordered = sorted(points, key=lambda point: (point.tokens_per_forward, -point.score))
     kept = [point for point in ordered if point.score >= ordered[0].score - largest_drop]
 
@@ -61,7 +64,7 @@ def area_under_parallelism(
         return score * min(math.exp(-steepness * (1 - score / highest_score)), 1.0)
 
     area = kept[0].tokens_per_forward * kept[0].score
-    for left, right in zip(kept, kept[1:], strict=False):
+    for left, right in pairwise(kept):
         width = right.tokens_per_forward - left.tokens_per_forward
         area += width * (weighted(left.score) + weighted(right.score)) / 2
     return area

@@ -6,12 +6,13 @@ import socket
 from types import SimpleNamespace
 
 import pytest
-from conftest import TableAnswer, TableDecoder
+from table_decoder import TableAnswer, TableDecoder
 
 from model.benchmarks.harness import UnmaskLM, run_tasks
 from model.benchmarks.judge import open_judge
 from model.benchmarks.records import make_records, summarise
-from model.benchmarks.suite import generation_task, load_suite
+from model.benchmarks.suite import load_suite
+from model.benchmarks.task_forms import generation_task
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,11 @@ def test_every_benchmark_gives_gold_answers_100_and_empty_ones_0(folder, tokeniz
     monkeypatch.setattr(socket.socket, "connect", refuse)
     rows = [row for name in toy_rows for row in toy_rows[name]]
     with open_judge() as judge:
-        for text, wanted in ((lambda row: row["answer"], 100.0), (lambda row: "", 0.0), (lambda row: row["final"], 0.0)):
+        for text, wanted in (
+            (lambda row: row["answer"], 100.0),
+            (lambda row: "", 0.0),
+            (lambda row: row["final"], 0.0),
+        ):
             decoder = TableDecoder(tokenizer, {row["question"]: text(row) for row in rows})
             suite = toy(folder, judge)
             records = make_records(run_tasks(UnmaskLM(tokenizer, decoder), suite.tasks), suite.categories)
@@ -86,8 +91,13 @@ def test_text_ends_at_the_first_eos_and_at_the_first_until_string(tokenizer):
 
 def test_tokens_after_the_first_eos_and_their_forwards_are_counted_apart(tokenizer, toy_rows):
     eos, rows = tokenizer.eos_token_id, toy_rows["money"][:2]
-    answers = [TableAnswer([5, 6, 7, eos, 8, 9], [1] * 6, [0.5] * 4 + [0.0] * 2, 2), TableAnswer([5, 6], [1, 2], [1.0, 1.0], 2)]
-    task = generation_task("money", rows, lambda row: row["question"], lambda row: row["answer"], lambda row, text: True, 32)
+    answers = [
+        TableAnswer([5, 6, 7, eos, 8, 9], [1] * 6, [0.5] * 4 + [0.0] * 2, 2),
+        TableAnswer([5, 6], [1, 2], [1.0, 1.0], 2),
+    ]
+    task = generation_task(
+        "money", rows, lambda row: row["question"], lambda row: row["answer"], lambda row, text: True, 32
+    )
     samples = run_tasks(UnmaskLM(tokenizer, lambda prompts, limit: answers), [task])
     summary = summarise(make_records(samples, {"money": "mathematics"}), eos, resamples=50)
     assert summary["tokens_per_forward"]["value"] == (4 + 2) / 4

@@ -90,7 +90,7 @@ def test_the_block_bound_is_the_sum_over_blocks_given_the_clean_ones_before():
         + enumerated_bound(model, [1, 2, 3, 4, 5, 6, 7, 8], [9], [MASK] * 3, "block_causal")
     )
     ((found, _),) = bounded_likelihood(model, draws=2400, batch_rows=600)([(context, continuation)])
-    assert found == pytest.approx(wanted, abs=0.12)  # three standard errors of the draws
+    assert found == pytest.approx(wanted, abs=0.1)  # about four standard errors of the draws
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional", "block_causal"])

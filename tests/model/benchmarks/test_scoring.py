@@ -16,7 +16,10 @@ from model.benchmarks.scoring import (
 def test_the_score_is_the_mean_of_the_benchmarks_not_of_the_items():
     correct = {"small": [1, 1], "large": [0] * 98}
     assert score_interval(correct, resamples=50).value == 50.0
-    assert {name: one.value for name, one in accuracy_intervals(correct, resamples=50).items()} == {"small": 100.0, "large": 0.0}
+    assert {name: one.value for name, one in accuracy_intervals(correct, resamples=50).items()} == {
+        "small": 100.0,
+        "large": 0.0,
+    }
     found = category_intervals(correct, {"small": "knowledge", "large": "coding"}, resamples=50)
     assert {name: one.value for name, one in found.items()} == {"coding": 0.0, "knowledge": 100.0}
 

@@ -4,15 +4,17 @@ import gzip
 import json
 
 import pytest
+from table_decoder import TableDecoder
 
 from model.benchmarks.harness import UnmaskLM, run_tasks
-from model.benchmarks.suite import LocalBenchmark, final_of, load_suite, local_task, read_rows
+from model.benchmarks.local import LocalBenchmark, final_of, local_task
+from model.benchmarks.suite import load_suite
+from model.benchmarks.task_forms import read_rows
 
 
 def write(path, rows):
-    opened = gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w", encoding="utf-8")
-    with opened as handle:
-        handle.writelines(json.dumps(row) + "\n" for row in rows)
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return str(path)
 
 
@@ -23,20 +25,34 @@ def closest(word):
 
 CHOICE_ROWS = {
     "labelled": (
-        {"q": {"stem": "s", "choices": [{"text": "a", "label": "A"}, {"text": "b b b b b b", "label": "B"}]}, "key": "B"},
+        {
+            "q": {"stem": "s", "choices": [{"text": "a", "label": "A"}, {"text": "b b b b b b", "label": "B"}]},
+            "key": "B",
+        },
         {"question": "q.stem", "choices": "q.choices", "answer": "key"},
     ),
     "columns": ({"question": "s", "A": "a", "B": "b b b b b b", "answer": "B"}, {"choices": "A,B"}),
-    "index": ({"question": "s", "endings": ["a", "b b b b b b"], "label": 1}, {"choices": "endings", "answer": "label"}),
-    "index in text": ({"question": "s", "endings": ["a", "b b b b b b"], "label": "1"}, {"choices": "endings", "answer": "label"}),
-    "text": ({"question": "s", "endings": ["a", "b b b b b b"], "label": "b b b b b b"}, {"choices": "endings", "answer": "label"}),
+    "index": (
+        {"question": "s", "endings": ["a", "b b b b b b"], "label": 1},
+        {"choices": "endings", "answer": "label"},
+    ),
+    "index in text": (
+        {"question": "s", "endings": ["a", "b b b b b b"], "label": "1"},
+        {"choices": "endings", "answer": "label"},
+    ),
+    "text": (
+        {"question": "s", "endings": ["a", "b b b b b b"], "label": "b b b b b b"},
+        {"choices": "endings", "answer": "label"},
+    ),
 }
 
 
 @pytest.mark.parametrize("shape", CHOICE_ROWS)
 def test_multiple_choice_rows_of_every_shape_are_decided_by_likelihood(tmp_path, tokenizer, shape):
     row, spec = CHOICE_ROWS[shape]
-    task = local_task("quiz", LocalBenchmark.from_dict("quiz", {"path": write(tmp_path / "q.jsonl.gz", [row]), **spec}), 16)
+    task = local_task(
+        "quiz", LocalBenchmark.from_dict("quiz", {"path": write(tmp_path / "q.jsonl.gz", [row]), **spec}), 16
+    )
     right, wrong = (run_tasks(UnmaskLM(tokenizer, likelihood=closest(n)), [task])[0] for n in (99, 0))
     assert (right.right, right.answer, wrong.right, wrong.answer) == (1.0, "b b b b b b", 0.0, "a")
     assert right.question == "s" and right.decoded is None
@@ -71,7 +87,12 @@ def test_wrong_field_names_are_refused_with_the_known_ones(tmp_path):
 
 
 def test_public_benchmarks_have_no_validation_split(tmp_path):
-    spec = {"quiz": {"path": write(tmp_path / "q.jsonl", [{"question": "s", "answer": "#### 1"}]), "category": "mathematics"}}
+    spec = {
+        "quiz": {
+            "path": write(tmp_path / "q.jsonl", [{"question": "s", "answer": "#### 1"}]),
+            "category": "mathematics",
+        }
+    }
     options = {"folder": tmp_path, "judge": lambda row, text: True, "max_new_tokens": 16, "local": spec}
     suite = load_suite(["quiz"], "test", **options)
     assert suite.categories == {"quiz": "mathematics"}
@@ -84,8 +105,6 @@ def test_a_task_the_harness_knows_runs_on_a_file_of_ones_own(tmp_path, tokenizer
     path = write(tmp_path / "gsm8k.jsonl", [{"question": "1 + 1?", "answer": "It is 2.\n#### 2"}])
     options = {"folder": tmp_path, "judge": lambda row, text: True, "max_new_tokens": 16, "num_fewshot": 0}
     suite = load_suite(["gsm8k"], "test", local={"gsm8k": {"files": {"test": path, "train": path}}}, **options)
-    from conftest import TableDecoder
-
     question = suite.tasks[0].doc_to_text(suite.tasks[0].eval_docs[0])
     for text, right in (("It is 2.\n#### 2", 1.0), ("#### 3", 0.0)):
         (sample,) = run_tasks(UnmaskLM(tokenizer, TableDecoder(tokenizer, {question: text})), suite.tasks)

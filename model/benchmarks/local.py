@@ -1,0 +1,106 @@
+"""Public benchmarks in files of one's own: generated answers compared by their last number, choices by likelihood."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from model.benchmarks.task_forms import choice_task, generation_task, read_rows
+
+
+@dataclass(frozen=True)
+class LocalBenchmark:
+    """A public benchmark in a file of one's own: which fields hold the question, the choices if any, and the answer.
+
+    Fields may be dotted (`question.stem`). `choices` names a list of texts, a list of {"text", "label"}, or several fields
+    ("A,B,C,D"); `answer` is then an index, a label or the text. Without choices the answer is generated and what follows `final`
+    (or, where that mark is missing, the last number) is compared.
+    """
+
+    path: str
+    question: str = "question"
+    answer: str = "answer"
+    choices: str | None = None
+    final: str = "#### "
+    category: str = "public"
+
+    @classmethod
+    def from_dict(cls, name: str, values: Mapping[str, Any]) -> LocalBenchmark:
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(
+                f"evaluate.local.{name}: unknown key {unknown[0]!r}; it may hold {', '.join(sorted(known))}, or files"
+            )
+        if "path" not in values:
+            raise ValueError(f"evaluate.local.{name} needs `path`, a .jsonl or .jsonl.gz file")
+        return cls(**values)
+
+
+def _field(row: Mapping[str, Any], path: str) -> Any:
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise ValueError(f"benchmark rows have no field {path!r}; this one has {', '.join(row)}")
+        value = value[part]
+    return value
+
+
+def _choices(row: Mapping[str, Any], spec: LocalBenchmark) -> tuple[list[str], list[str]]:
+    """Texts and labels of a row's choices."""
+    if "," in spec.choices:
+        labels = [name.strip() for name in spec.choices.split(",")]
+        return [str(_field(row, name)) for name in labels], labels
+    values = _field(row, spec.choices)
+    if values and isinstance(values[0], Mapping):
+        return [str(value["text"]) for value in values], [str(value["label"]) for value in values]
+    return [str(value) for value in values], [chr(ord("A") + index) for index in range(len(values))]
+
+
+def _gold_index(row: Mapping[str, Any], spec: LocalBenchmark) -> int:
+    texts, labels = _choices(row, spec)
+    answer = _field(row, spec.answer)
+    if isinstance(answer, int) or (str(answer).isdigit() and str(answer) not in labels):
+        return int(answer)
+    for known in (labels, texts):
+        if str(answer) in known:
+            return known.index(str(answer))
+    raise ValueError(f"answer {answer!r} is none of the labels {labels} and none of the choices")
+
+
+def final_of(text: str, mark: str) -> str:
+    """What follows the last `mark` up to the line's end, else the last number, normalised (no commas, $, trailing stop)."""
+    if mark and mark.strip() in text:
+        found = text.rsplit(mark.strip(), 1)[1].strip().split("\n")[0]
+    else:
+        numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+        found = numbers[-1] if numbers else ""
+    return found.replace(",", "").replace("$", "").strip().rstrip(".").strip()
+
+
+def local_task(name: str, spec: LocalBenchmark, max_new_tokens: int, limit: int | None = None):
+    """One benchmark from a file: by likelihood when it has choices, else generated and compared by its final answer."""
+    rows = read_rows(Path(spec.path), limit)
+    if spec.choices is not None:
+        return choice_task(
+            name,
+            rows,
+            lambda row: str(_field(row, spec.question)),
+            lambda row: _choices(row, spec)[0],
+            lambda row: _gold_index(row, spec),
+        )
+
+    def judge(row: dict[str, Any], text: str) -> bool:
+        gold = final_of(str(_field(row, spec.answer)), spec.final) or str(_field(row, spec.answer)).strip()
+        return final_of(text, spec.final) == gold
+
+    return generation_task(
+        name,
+        rows,
+        lambda row: str(_field(row, spec.question)),
+        lambda row: str(_field(row, spec.answer)),
+        judge,
+        max_new_tokens,
+    )
