@@ -78,8 +78,15 @@ def build_corpus(kind: str, name: str, written: Mapping[str, Any], context: Corp
 
 
 def _bring(
-    corpus: Corpus, sources: list[Source], kind: str, name: str, written: Mapping[str, Any], old: Mapping[str, Any] | None,
-    raw: Path, staging: Path, hashes: HashCache,
+    corpus: Corpus,
+    sources: list[Source],
+    kind: str,
+    name: str,
+    written: Mapping[str, Any],
+    old: Mapping[str, Any] | None,
+    raw: Path,
+    staging: Path,
+    hashes: HashCache,
 ) -> tuple[dict[str, Any], list[str]]:
     """The manifest entry of one corpus, and the paths below `staging` of the files that had to be fetched."""
     place = "benchmarks" if kind == "benchmarks" else f"{kind}/{name}"

@@ -48,7 +48,9 @@ def validate(stage: Stage) -> None:
     reports = []
     for kind in KINDS:
         entries = [entry for entry in manifest["corpora"] if entry["kind"] == kind]
-        seen = DuplicateFilter(stage.work / "seen.sqlite")  # across the corpora of a kind: the first that has a row keeps it
+        seen = DuplicateFilter(
+            stage.work / "seen.sqlite"
+        )  # across the corpora of a kind: the first that has a row keeps it
         for entry in entries:
             reports.append(_validate_corpus(stage, entry, options, seen, made))
         seen.close()
@@ -98,7 +100,10 @@ def _validate_corpus(
         suite.add(table.take(len(table)))
     report = CorpusReport(kind, name, entry["source"], entry["weight"], totals, suite.outcomes, [])
     report.problems = list(_problems(report, options, made))
-    print(f"validate: {report.title}: {totals.kept} of {totals.rows} rows kept, {len(report.problems)} problem(s)", flush=True)
+    print(
+        f"validate: {report.title}: {totals.kept} of {totals.rows} rows kept, {len(report.problems)} problem(s)",
+        flush=True,
+    )
     return report
 
 
@@ -142,8 +147,12 @@ def _problems(report: CorpusReport, options: ValidateOptions, made: Path) -> Ite
     bad_limit = 0.0 if kind == "benchmarks" else options.maximum_bad_fraction
     if totals.bad_fraction > bad_limit:
         reasons = [(n, reason) for reason, n in totals.quarantined.items() if reason != "duplicate"]
-        top = "; ".join(f"{n} x {reason}, first at {totals.examples[reason]}" for n, reason in sorted(reasons, reverse=True)[:3])
-        rule = "a benchmark must be whole" if kind == "benchmarks" else f"validate.maximum_bad_fraction is {bad_limit:g}"
+        top = "; ".join(
+            f"{n} x {reason}, first at {totals.examples[reason]}" for n, reason in sorted(reasons, reverse=True)[:3]
+        )
+        rule = (
+            "a benchmark must be whole" if kind == "benchmarks" else f"validate.maximum_bad_fraction is {bad_limit:g}"
+        )
         yield (
             f"{title}: {sum(n for n, _ in reasons)} of {totals.rows} rows are bad ({totals.bad_fraction:.2%}), but {rule}: "
             f"{top}. All of them stand in {quarantine}. Correct the text, or change the limit that they break."
@@ -181,18 +190,26 @@ def _publish(stage: Stage, reports: list[CorpusReport], made: Path) -> None:
         counts = report.totals.described()
         expectations = [{"expected": one.asked, "observed": one.seen, "passed": one.success} for one in report.outcomes]
         summary["corpora"][report.title] = {
-            "kind": report.kind, "name": report.name, "source": report.source, "weight": report.weight, **counts,
-            "expectations": expectations, "problems": report.problems,
+            "kind": report.kind,
+            "name": report.name,
+            "source": report.source,
+            "weight": report.weight,
+            **counts,
+            "expectations": expectations,
+            "problems": report.problems,
         }
-        metrics[report.title] = {
-            name: counts[name] for name in ("rows", "kept", "characters", "words")
-        } | {"quarantined": report.totals.quarantined.total(), "failed_expectations": sum(not e["passed"] for e in expectations)}
+        metrics[report.title] = {name: counts[name] for name in ("rows", "kept", "characters", "words")} | {
+            "quarantined": report.totals.quarantined.total(),
+            "failed_expectations": sum(not e["passed"] for e in expectations),
+        }
     _write_json(made / "validated/summary.json", summary)
     _write_json(made / "validate.json", metrics)
     (made / "report/index.html").write_text(render(reports), encoding="utf-8")
     stage.tracker.log_artifact(made / "report/index.html", "validation")
     for made_name, out in (
-        ("report", "data/reports/validation"), ("quarantine", "data/quarantine"), ("validate.json", "data/metrics/validate.json"),
+        ("report", "data/reports/validation"),
+        ("quarantine", "data/quarantine"),
+        ("validate.json", "data/metrics/validate.json"),
         ("validated", "data/validated"),
     ):
         stage.publish(made / made_name, out)

@@ -43,7 +43,11 @@ class Outcome:
     def seen(self) -> str:
         """What was observed instead, or all the same."""
         if self.counts_values:
-            text = f"{self.unexpected} of {self.values} values do not" if self.unexpected else f"all {self.values} values do"
+            text = (
+                f"{self.unexpected} of {self.values} values do not"
+                if self.unexpected
+                else f"all {self.values} values do"
+            )
             return text + (f", such as {', '.join(map(_short, self.examples))}" if self.examples else "")
         if self.observed:
             low, high = (f"{value:.6g}" for value in self.observed)
@@ -63,10 +67,14 @@ class Suite:
         try:
             self._suite = gx.ExpectationSuite(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
-            raise ValueError(f"the suite {path} is missing: restore it from git, or write one after its siblings.") from error
+            raise ValueError(
+                f"the suite {path} is missing: restore it from git, or write one after its siblings."
+            ) from error
         except Exception as error:  # json, pydantic and Great Expectations each have their own
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{path} is no Great Expectations suite: {reason}. Correct or restore it from git.") from error
+            raise ValueError(
+                f"{path} is no Great Expectations suite: {reason}. Correct or restore it from git."
+            ) from error
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False, "metric_calculations": False}
         self._context = context
@@ -115,7 +123,9 @@ def _add_result(outcome: Outcome, result: Any, path: Path) -> None:
         for value in found.get("partial_unexpected_list") or []:
             if value not in outcome.examples and len(outcome.examples) < 3:
                 outcome.examples.append(value)
-    elif isinstance(value := found.get("observed_value"), int | float) and not isinstance(value, bool) and value == value:
+    elif (
+        isinstance(value := found.get("observed_value"), int | float) and not isinstance(value, bool) and value == value
+    ):
         outcome.observed = [min([value, *outcome.observed]), max([value, *outcome.observed])]
 
 

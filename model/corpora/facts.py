@@ -8,18 +8,43 @@ from typing import Any
 import numpy as np
 
 MEASURES: dict[str, tuple[str, ...]] = {
-    "pretrain": ("characters", "words", "lines", "ascii_fraction", "replacement_characters", "distinct_line_fraction", "script"),
+    "pretrain": (
+        "characters",
+        "words",
+        "lines",
+        "ascii_fraction",
+        "replacement_characters",
+        "distinct_line_fraction",
+        "script",
+    ),
     "instructions": (
-        "characters", "words", "turns", "question_characters", "answer_characters", "ascii_fraction",
-        "replacement_characters", "answer_repeats_question", "script",
+        "characters",
+        "words",
+        "turns",
+        "question_characters",
+        "answer_characters",
+        "ascii_fraction",
+        "replacement_characters",
+        "answer_repeats_question",
+        "script",
     ),
     "benchmarks": ("characters", "words", "fields", "ascii_fraction", "replacement_characters", "script"),
 }
 SCRIPT_SAMPLE_CHARACTERS = 500
 _RANGES = (  # first and last code point, script; in order and without overlap
-    (0x41, 0x5A, "latin"), (0x61, 0x7A, "latin"), (0xC0, 0x24F, "latin"), (0x370, 0x3FF, "greek"), (0x400, 0x52F, "cyrillic"),
-    (0x590, 0x5FF, "hebrew"), (0x600, 0x6FF, "arabic"), (0x900, 0x97F, "devanagari"), (0xE00, 0xE7F, "thai"),
-    (0x3040, 0x30FF, "kana"), (0x3400, 0x9FFF, "han"), (0xAC00, 0xD7AF, "hangul"), (0x20000, 0x3FFFF, "han"),
+    (0x41, 0x5A, "latin"),
+    (0x61, 0x7A, "latin"),
+    (0xC0, 0x24F, "latin"),
+    (0x370, 0x3FF, "greek"),
+    (0x400, 0x52F, "cyrillic"),
+    (0x590, 0x5FF, "hebrew"),
+    (0x600, 0x6FF, "arabic"),
+    (0x900, 0x97F, "devanagari"),
+    (0xE00, 0xE7F, "thai"),
+    (0x3040, 0x30FF, "kana"),
+    (0x3400, 0x9FFF, "han"),
+    (0xAC00, 0xD7AF, "hangul"),
+    (0x20000, 0x3FFFF, "han"),
 )
 _EDGES = np.array([edge for first, last, _ in _RANGES for edge in (first, last + 1)], dtype=np.uint32)
 SCRIPT_NAMES = (*dict.fromkeys(script for _, _, script in _RANGES), "other", "none")
@@ -67,7 +92,9 @@ def measure(kind: str, row: dict[str, Any]) -> dict[str, Any]:
             "turns": len(turns),
             "question_characters": max(len(turn["content"]) for turn in questions),
             "answer_characters": min(len(turn["content"]) for turn in answers),
-            "answer_repeats_question": sum(q["content"] == a["content"] for q, a in zip(questions, answers, strict=True)),
+            "answer_repeats_question": sum(
+                q["content"] == a["content"] for q, a in zip(questions, answers, strict=True)
+            ),
         }
     else:
         text = "\n".join(value for value in row.values() if isinstance(value, str))
@@ -75,8 +102,11 @@ def measure(kind: str, row: dict[str, Any]) -> dict[str, Any]:
     length = max(len(text), 1)
     ascii_characters = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
     common = {
-        "characters": len(text), "words": words_in(text), "ascii_fraction": ascii_characters / length,
-        "replacement_characters": text.count("\ufffd"), "script": script_of(text),
+        "characters": len(text),
+        "words": words_in(text),
+        "ascii_fraction": ascii_characters / length,
+        "replacement_characters": text.count("\ufffd"),
+        "script": script_of(text),
     }
     return common | own
 
@@ -154,9 +184,14 @@ class Totals:
     def described(self) -> dict[str, Any]:
         """The counts as summary.json holds them."""
         return {
-            "rows": self.rows, "kept": self.kept, "blank_lines": self.blank_lines, "characters": self.characters,
-            "words": self.words, "quarantined": dict(sorted(self.quarantined.items())),
-            "examples": dict(sorted(self.examples.items())), "scripts": dict(sorted(self.scripts.items())),
+            "rows": self.rows,
+            "kept": self.kept,
+            "blank_lines": self.blank_lines,
+            "characters": self.characters,
+            "words": self.words,
+            "quarantined": dict(sorted(self.quarantined.items())),
+            "examples": dict(sorted(self.examples.items())),
+            "scripts": dict(sorted(self.scripts.items())),
             "lengths": {str(power): self.lengths[power] for power in sorted(self.lengths)},
             "unreadable": dict(sorted(self.unreadable.items())),
         }

@@ -38,7 +38,9 @@ class FilesCorpus:
         self.context = context
         self.left_out: list[str] = []
         if not self.options.paths:
-            raise ValueError(f"{self.where}.paths is empty: list at least one file, folder or glob, as in [texts/*.jsonl].")
+            raise ValueError(
+                f"{self.where}.paths is empty: list at least one file, folder or glob, as in [texts/*.jsonl]."
+            )
 
     def described(self) -> dict[str, Any]:
         """The options as the manifest records them."""
@@ -60,7 +62,9 @@ class FilesCorpus:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self._origin[source.name], target)
         if sha256_of(target) != source.identity:
-            raise ValueError(f"{self._origin[source.name]} changed while it was copied: start again once it is complete.")
+            raise ValueError(
+                f"{self._origin[source.name]} changed while it was copied: start again once it is complete."
+            )
 
     def _matches(self, pattern: str) -> list[Path]:
         full = Path(os.path.abspath(self.context.root / Path(pattern).expanduser()))  # noqa: PTH100 - a link keeps its own name
@@ -70,7 +74,9 @@ class FilesCorpus:
         found = [full] if full.is_file() else sorted(map(Path, glob.glob(str(full), recursive=True)))  # noqa: PTH207 - absolute pattern
         if not found:
             rule = "matches no file" if glob.has_magic(pattern) else "does not exist"
-            raise ValueError(f"{where}: '{pattern}' {rule} (looked in {self.context.root}). Correct it or remove the line.")
+            raise ValueError(
+                f"{where}: '{pattern}' {rule} (looked in {self.context.root}). Correct it or remove the line."
+            )
         files = []
         for path in found:
             if path.is_dir():

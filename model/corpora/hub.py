@@ -44,7 +44,9 @@ class HubCorpus:
         if not self.options.path:
             raise ValueError(f"{self.where}.path is missing: write the dataset's name on the hub, as in org/name.")
         if self.options.rows is not None and self.options.rows < 1:
-            raise ValueError(f"{self.where}.rows is {self.options.rows}: it must be at least 1, or left out for all rows.")
+            raise ValueError(
+                f"{self.where}.rows is {self.options.rows}: it must be at least 1, or left out for all rows."
+            )
         written = Path(self.options.path).expanduser()
         self.folder = written if written.is_absolute() else context.root / written
         if not self.folder.is_dir() and not self.options.revision:
@@ -60,11 +62,18 @@ class HubCorpus:
     def look(self) -> list[Source]:
         """One source; its identity is the commit (or the hashes of a local folder's files), the split and the rows taken."""
         if self.folder.is_dir():
-            files = sorted(path for path in self.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+            files = sorted(
+                path for path in self.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+            )
             revision = identity_of({p.relative_to(self.folder).as_posix(): self.context.sha256(p) for p in files})
         else:
             revision = self._commit()
-        details = {"revision": revision, "path": self.options.path, "name": self.options.name, "split": self.options.split}
+        details = {
+            "revision": revision,
+            "path": self.options.path,
+            "name": self.options.name,
+            "split": self.options.split,
+        }
         asked = {**details, "rows": self.options.rows, "column": self.column, "shard_rows": SHARD_ROWS}
         return [Source("rows", identity_of(asked), None, details)]
 
@@ -82,7 +91,9 @@ class HubCorpus:
         except Exception as error:  # datasets, pyarrow, fsspec and the HTTP client each have their own kinds
             raise self._failure(error) from error
         if num_rows == 0:
-            raise ValueError(f"{self.where}: split '{self.options.split}' of {self.options.path} holds no rows. Name another.")
+            raise ValueError(
+                f"{self.where}: split '{self.options.split}' of {self.options.path} holds no rows. Name another."
+            )
 
     def _chosen(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         for row in rows:

@@ -50,8 +50,15 @@ def check_corpus_name(name: str, where: str) -> None:
 
 def _check_type(where: str, declared: Any, value: Any) -> None:
     accepted: dict[Any, tuple[type, ...]] = {
-        float: (int, float), int: (int,), str: (str,), bool: (bool,), tuple: (list, tuple), tuple[str, ...]: (list, tuple),
-        str | None: (str, type(None)), int | None: (int, type(None)), Mapping[str, str]: (Mapping,),
+        float: (int, float),
+        int: (int,),
+        str: (str,),
+        bool: (bool,),
+        tuple: (list, tuple),
+        tuple[str, ...]: (list, tuple),
+        str | None: (str, type(None)),
+        int | None: (int, type(None)),
+        Mapping[str, str]: (Mapping,),
     }
     types = accepted[declared]
     wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)

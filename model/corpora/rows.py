@@ -184,7 +184,9 @@ def _parquet_rows(path: Path, column: str) -> Iterator[Row]:
                     number += 1
                     yield _parquet_row(number, column, value)
     except pyarrow.ArrowException as error:
-        raise UnreadableFile(f"is no parquet file, or a damaged one ({str(error)[:120]}): copy or download it again") from error
+        raise UnreadableFile(
+            f"is no parquet file, or a damaged one ({str(error)[:120]}): copy or download it again"
+        ) from error
 
 
 def _parquet_row(number: int, column: str, value: Any) -> Row:

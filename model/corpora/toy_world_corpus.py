@@ -1,6 +1,6 @@
 """Corpus `toy_world`: the embedded world of section `toy_world`, written out as documents, conversations or benchmarks.
 
-    download: {pretrain: {world: {source: toy_world, documents: 20000}}}
+download: {pretrain: {world: {source: toy_world, documents: 20000}}}
 """
 
 import json
@@ -46,7 +46,9 @@ class ToyBenchmarksOptions:
 
 
 _OPTIONS: dict[str, type] = {
-    "pretrain": ToyDocumentsOptions, "instructions": ToyConversationsOptions, "benchmarks": ToyBenchmarksOptions
+    "pretrain": ToyDocumentsOptions,
+    "instructions": ToyConversationsOptions,
+    "benchmarks": ToyBenchmarksOptions,
 }
 
 

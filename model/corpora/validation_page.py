@@ -74,8 +74,12 @@ def _overview(reports: Sequence[CorpusReport]) -> str:
             + "".join(
                 f'<td class="number">{value}</td>'
                 for value in (
-                    f"{totals.rows:,}", f"{totals.kept:,}", f"{totals.quarantined.total():,}",
-                    _share(totals.bad_fraction), _share(totals.duplicate_fraction), f"{totals.characters:,}",
+                    f"{totals.rows:,}",
+                    f"{totals.kept:,}",
+                    f"{totals.quarantined.total():,}",
+                    _share(totals.bad_fraction),
+                    _share(totals.duplicate_fraction),
+                    f"{totals.characters:,}",
                 )
             )
             + f"<td>{_mark(passed)}</td></tr>"

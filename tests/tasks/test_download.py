@@ -19,7 +19,9 @@ def stage_in(root, section, **params):
     work = root / ".work/download/key"
     work.mkdir(parents=True, exist_ok=True)
     tracker = SimpleNamespace(log_metrics=lambda metrics: None)
-    return SimpleNamespace(root=root, work=work, section=section, params={"download": section, **params}, tracker=tracker)
+    return SimpleNamespace(
+        root=root, work=work, section=section, params={"download": section, **params}, tracker=tracker
+    )
 
 
 def books(*paths, **options):
@@ -137,7 +139,10 @@ def test_the_world_is_generated_again_only_when_it_changes(tmp_path):
 
 
 def test_a_toy_corpus_may_have_a_language_of_its_own(tmp_path):
-    corpora = {"en": {"source": "toy_world", "documents": 5}, "zh": {"source": "toy_world", "documents": 5, "language": "zh"}}
+    corpora = {
+        "en": {"source": "toy_world", "documents": 5},
+        "zh": {"source": "toy_world", "documents": 5, "language": "zh"},
+    }
     download(stage_in(tmp_path, {"pretrain": corpora}, toy_world={"language": "en"}))
     texts = {name: (tmp_path / f"data/raw/pretrain/{name}/documents.jsonl").read_text() for name in corpora}
     assert texts["en"].isascii() and not texts["zh"].isascii()

@@ -86,7 +86,12 @@ def test_every_row_is_kept_or_stands_in_quarantine_with_file_line_and_reason(tmp
     assert {row["file"] for row in refused} == {"data/raw/pretrain/books/a.jsonl"}
     assert all(len(row["cut"]) <= 200 for row in refused)
     counts = json.loads((tmp_path / "data/validated/summary.json").read_text())["corpora"]["pretrain/books"]
-    assert (counts["rows"], counts["kept"], sum(counts["quarantined"].values()), counts["blank_lines"]) == (22, 13, 9, 1)
+    assert (counts["rows"], counts["kept"], sum(counts["quarantined"].values()), counts["blank_lines"]) == (
+        22,
+        13,
+        9,
+        1,
+    )
 
 
 def test_a_5_megabyte_line_and_a_truncated_last_line_cost_one_row_each(tmp_path):
@@ -104,7 +109,9 @@ def test_conversations_become_canonical_and_name_their_faults(tmp_path):
         return {"turns": [{"from": role, "text": f"{role} {number}"} for number, role in enumerate(roles)]}
 
     options = {
-        "conversations_field": "turns", "role_field": "from", "content_field": "text",
+        "conversations_field": "turns",
+        "role_field": "from",
+        "content_field": "text",
         "roles": {"human": "user", "gpt": "assistant"},
     }
     rows = [talk("human", "gpt"), talk("system", "human", "gpt"), talk("gpt", "human"), talk("human", "human", "gpt")]
@@ -143,7 +150,8 @@ def test_duplicates_have_a_limit_of_their_own_and_count_across_corpora_of_a_kind
     raw(tmp_path, name="b", b_jsonl=lines("This one is new here.", "This one is newer.", GOOD[0]))
     run(tmp_path, maximum_duplicate_fraction=0.5)
     assert [row["text"] for row in read(tmp_path / "data/validated/pretrain/b.jsonl")] == [
-        "This one is new here.", "This one is newer."
+        "This one is new here.",
+        "This one is newer.",
     ]
     with pytest.raises(ValueError, match=r"pretrain/b: 1 of 3 rows are duplicates.*maximum_duplicate_fraction is 0.2"):
         run(tmp_path)
@@ -244,7 +252,9 @@ def test_a_suite_about_a_column_that_does_not_exist_is_blamed_itself(tmp_path):
     suite["expectations"][2]["kwargs"]["column"] = "carachters"
     (tmp_path / "wrong.json").write_text(json.dumps(suite))
     with pytest.raises(ValueError, match=r"wrong.json: 'carachters .* cannot be evaluated"):
-        Suite(tmp_path / "wrong.json").add({**measure("pretrain", {"text": "one"}), "kept": 1, "duplicate": 0, "row": [1]})
+        Suite(tmp_path / "wrong.json").add(
+            {**measure("pretrain", {"text": "one"}), "kept": 1, "duplicate": 0, "row": [1]}
+        )
     (tmp_path / "wrong.json").write_text("{")
     with pytest.raises(ValueError, match="is no Great Expectations suite"):
         Suite(tmp_path / "wrong.json")
@@ -266,6 +276,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     for rows in (5_000, 50_000):
         root = tmp_path / str(rows)
         raw(root, a_jsonl=lines(*(f"row {number} " * 100 for number in range(rows))))
-        ran = subprocess.run([sys.executable, "-c", MEASURED, str(root)], cwd=ROOT, check=True, capture_output=True, text=True)
+        ran = subprocess.run(
+            [sys.executable, "-c", MEASURED, str(root)], cwd=ROOT, check=True, capture_output=True, text=True
+        )
         peaks.append(int(ran.stdout.split()[-1]) / 1024)
     assert peaks[1] < peaks[0] + 12  # MiB; the texts of the larger corpus alone are over 40

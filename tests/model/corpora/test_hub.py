@@ -51,7 +51,8 @@ def test_rows_come_in_order_in_shards_of_one_column_with_the_same_bytes_each_tim
         found.append({path.name: path.read_bytes() for path in out.iterdir()})
     lines = [f'{{"text": "row {n}"}}\n' for n in range(5)]
     assert shards_of(tmp_path / "one") == {
-        "rows-00000.jsonl.zst": "".join(lines[:3]), "rows-00001.jsonl.zst": "".join(lines[3:])
+        "rows-00000.jsonl.zst": "".join(lines[:3]),
+        "rows-00001.jsonl.zst": "".join(lines[3:]),
     }
     assert found[0] == found[1]
 
@@ -116,10 +117,17 @@ class StandIn(BaseHTTPRequestHandler):
         path, api = urlparse(self.path).path, "/api/datasets/org/name"
         asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         file = path.removeprefix(f"/datasets/org/name/resolve/{COMMIT}/")
-        leaf = {"type": "file", "path": "data/train.jsonl", "size": len(self.files["data/train.jsonl"]), "oid": "1" * 40}
+        leaf = {
+            "type": "file",
+            "path": "data/train.jsonl",
+            "size": len(self.files["data/train.jsonl"]),
+            "oid": "1" * 40,
+        }
         folder = {"type": "directory", "path": "data", "oid": "2" * 40, "size": 0}
         if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
-            self.answer(200, {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]})
+            self.answer(
+                200, {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+            )
         elif path in (f"{api}/tree/{COMMIT}", f"{api}/tree/{COMMIT}/data"):
             self.answer(200, [leaf] if path.endswith("data") or "recursive=true" in self.path.lower() else [folder])
         elif path == f"{api}/paths-info/{COMMIT}":

@@ -21,7 +21,9 @@ def test_the_manifest_does_not_depend_on_the_order_of_what_it_is_given(tmp_path)
     write_manifest(tmp_path, reversed(corpora))
     assert (tmp_path / "manifest.json").read_bytes() == first
     assert [(e["kind"], e["name"]) for e in read_manifest(tmp_path)["corpora"]] == [
-        ("pretrain", "a"), ("pretrain", "b"), ("instructions", "a")
+        ("pretrain", "a"),
+        ("pretrain", "b"),
+        ("instructions", "a"),
     ]
 
 

@@ -86,4 +86,6 @@ def test_the_same_content_is_a_duplicate_and_other_content_is_not(tmp_path):
 
 
 def test_moving_words_between_turns_makes_another_content():
-    assert content_of(turns(("user", "ab"), ("assistant", "c"))) != content_of(turns(("user", "a"), ("assistant", "bc")))
+    assert content_of(turns(("user", "ab"), ("assistant", "c"))) != content_of(
+        turns(("user", "a"), ("assistant", "bc"))
+    )
