@@ -1,10 +1,11 @@
 """The embedded corpus: a small seeded world as documents, conversations and a suite of twelve benchmarks.
 
-    python -m model.corpora.toy_world --show 2 --language en      # samples of everything, and how long they are in tokens
+    python -m model.corpora.toy_world --show 2 --language en      # samples of everything, and their lengths in tokens
 
 Same configuration, same bytes, in any process. Documents state facts and worked examples; conversations ask and answer
-questions of the training split only; `questions` gives those of the validation and test splits. Files: `_facts` (what is true),
-`_knowledge`, `_reasoning`, `_coding`, `_writing`, `_mathematics` (what is asked), `_wording_*` (how it is said), `_documents`.
+questions of the training split only; `questions` gives those of the validation and test splits. Files: `_facts` (what
+is true), `_knowledge`, `_reasoning`, `_coding`, `_writing`, `_mathematics` (what is asked), `_tasks` (what they share),
+`_wording_*` (how it is said), `_documents`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
-from model.corpora import toy_world_coding, toy_world_knowledge, toy_world_mathematics, toy_world_reasoning, toy_world_writing
+from model.corpora import (
+    toy_world_coding,
+    toy_world_knowledge,
+    toy_world_mathematics,
+    toy_world_reasoning,
+    toy_world_writing,
+)
 from model.corpora.toy_world_documents import document, opening_turns
 from model.corpora.toy_world_facts import World, build_world
 from model.corpora.toy_world_tasks import LANGUAGES, SPLITS, Task, Voice, draw_from, split_of
 
 MARK = "####"
+MOST_IDLE_DRAWS = 30_000  # without a new question: there are no more
 _MODULES = (toy_world_knowledge, toy_world_reasoning, toy_world_coding, toy_world_writing, toy_world_mathematics)
 TASKS: dict[str, Task] = {task.name: task for module in _MODULES for task in module.TASKS}
 BENCHMARKS: dict[str, str] = {name: task.category for name, task in TASKS.items()}
@@ -34,7 +42,7 @@ class WorldConfig:
     seed: int = 0
     num_people: int = 24
     worked_fraction: float = 0.4  # of documents: worked examples; the others state facts
-    two_turn_fraction: float = 0.15  # of conversations: the question follows an easy one, where both are short
+    two_turn_fraction: float = 0.4  # of the short conversations: an easy question comes before
 
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
@@ -75,13 +83,16 @@ def conversations(config: WorldConfig, count: int, stream: int = 0) -> Iterator[
         params = draw_from(task, "train", world, config.difficulty, rng)
         question, answer = task.question(voice, params), task.answer(voice, params)[0]
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        if rng.random() < config.two_turn_fraction and len(question) + len(answer) <= voice.wording["two_turn_characters"]:
+        if (
+            rng.random() < config.two_turn_fraction
+            and len(question) + len(answer) <= voice.wording["two_turn_characters"]
+        ):
             turns = opening_turns(voice) + turns
         yield {"conversations": turns}
 
 
 def questions(config: WorldConfig, benchmark: str, split: str, count: int) -> list[dict]:
-    """`count` distinct questions; row k is the same question in every language, and a smaller count gives the first rows.
+    """`count` distinct questions; row k is the same question in every language, a smaller count gives the first rows.
 
     A row: id, benchmark, category, key (what is asked, without words), question, answer (one worked answer), final, and
     for programs `program_check`. ValueError for an unknown name or where the world has too few questions.
@@ -93,14 +104,14 @@ def questions(config: WorldConfig, benchmark: str, split: str, count: int) -> li
     task, world = TASKS[benchmark], world_of(config)
     rng = Random(f"toy_world questions {config.seed} {config.num_people} {config.difficulty} {benchmark} {split}")
     found: dict[tuple, None] = {}
-    for _ in range(2000 * count):
-        if len(found) == count:
-            break
+    idle_draws = 0
+    while len(found) < count:
         params = task.draw(world, config.difficulty, rng)
-        if params is not None and split_of(task, params) == split:
-            found.setdefault(params)
-    else:
-        if len(found) < count:
+        idle_draws += 1
+        if params is not None and params not in found and split_of(task, params) == split:
+            found[params] = None
+            idle_draws = 0
+        if idle_draws == MOST_IDLE_DRAWS:
             raise ValueError(
                 f"{benchmark} has only {len(found)} {split} questions at difficulty {config.difficulty}, not {count}: "
                 "ask for fewer, or raise toy_world.difficulty or toy_world.num_people"
@@ -134,18 +145,20 @@ def final_answer(text: str) -> str | None:
 def is_correct(question_row: dict, text: str, execute: Callable[[str], str] | None = None) -> bool:
     """Whether the marked final answer of `text` is right.
 
-    Rows with `program_check` need `execute`: given Python source, it returns what running that prints (the caller's
-    sandbox; nothing is run here). ValueError where it is missing.
+    Rows with `program_check` need `execute`: given Python source, it returns what running that prints, "" where that
+    fails (the caller's sandbox; nothing is run here). ValueError where it is missing.
     """
     if "program_check" not in question_row:
         final = final_answer(text)
         return final is not None and _plain(final) == _plain(question_row["final"])
     if execute is None:
-        raise ValueError(f"{question_row['id']} is scored by running a program: pass execute=, a sandbox's run function")
+        raise ValueError(
+            f"{question_row['id']} is scored by running a program: pass execute=, a sandbox's run function"
+        )
     source = check_source(question_row, text)
     if source is None:
         return False
-    return execute(source).split("\n")[:-1] == [expected for _, expected in question_row["program_check"]]
+    return execute(source).strip("\n").split("\n") == [expected for _, expected in question_row["program_check"]]
 
 
 def program_of(text: str) -> str | None:

@@ -1,6 +1,6 @@
-"""The three coding benchmarks: trace a program, follow a list through its methods, write a one-line function.
+"""Two of the three coding benchmarks: trace a program, and follow a list through its methods.
 
-The first two are scored by what the program prints, the third by running the written program on inputs (`program_check`).
+These two are scored by what the program prints; the third coding benchmark is in toy_world_writing.
 """
 
 from __future__ import annotations
@@ -43,17 +43,24 @@ class Tracing(_Program):
         num_numbers, num_sums = {1: (2, 1), 2: (2, 2), 3: (2, 3), 4: (3, 4)}[level]
         cap = {1: 20, 2: 25, 3: 40, 4: 99}[level]
         statements: list = [rng.randint(1, 9) for _ in range(num_numbers)]
+        unused = list(range(num_numbers))  # every line but the last ones is read by a later one
         for known in range(num_numbers, num_numbers + num_sums):
-            left = rng.randrange(known)
-            right = rng.randrange(known) if rng.random() < 0.5 else f"={rng.randint(2, 9)}"
+            left = unused.pop(rng.randrange(len(unused)))
+            if len(unused) > 1 or (unused and rng.random() < 0.25):
+                right = unused.pop(rng.randrange(len(unused)))
+            else:
+                right = rng.randrange(known) if rng.random() < 0.35 else f"={rng.randint(2, 9)}"
             statements.append((rng.choice("++--*"), left, right))
-        printed = (rng.choice("+-"), *rng.sample(range(len(statements)), 2))
+            unused.append(known)
+        if len(unused) == 1:
+            unused.append(rng.randrange(len(statements) - 1))
+        printed = (rng.choice("+-"), *rng.sample(unused, 2))
         values = self._values(statements)
         if not 0 <= min(values) <= max(values) <= cap or not 0 <= self._result(values, printed) <= cap:
             return None
-        if self._used(statements, printed) != set(range(len(statements))):
-            return None
-        if any(step[0] == "*" and max(self._operands(step, values)) > 9 for step in statements if isinstance(step, tuple)):
+        if any(
+            step[0] == "*" and max(self._operands(step, values)) > 9 for step in statements if isinstance(step, tuple)
+        ):
             return None
         return "".join(rng.sample(VARIABLES, len(statements))), tuple(statements), printed
 
@@ -69,16 +76,6 @@ class Tracing(_Program):
 
     def _result(self, values: list[int], printed: tuple) -> int:
         return apply(printed[0], values[printed[1]], values[printed[2]])
-
-    def _used(self, statements: list, printed: tuple) -> set[int]:
-        used, waiting = set(), list(printed[1:])
-        while waiting:
-            place = waiting.pop()
-            used.add(place)
-            step = statements[place]
-            if isinstance(step, tuple):
-                waiting += [side for side in step[1:] if isinstance(side, int)]
-        return used
 
     def _tree(self, statements: list | tuple, place: object) -> object:
         """What a place or step comes to as one expression of numbers, whatever its variables are called."""
@@ -100,7 +97,7 @@ class Tracing(_Program):
         names, statements, printed = params
         lines = [
             f"{name} = {self._written(names, step) if isinstance(step, tuple) else step}"
-            for name, step in zip(names, statements)
+            for name, step in zip(names, statements, strict=True)
         ]
         return "\n".join([*lines, f"print({self._written(names, printed)})"])
 
@@ -153,11 +150,13 @@ class Lists(_Program):
         if level < 3 and len(so_far) > 3:
             return None  # long sums and lists would be the longest answers of the suite
         places = rng.sample(range(len(so_far)), 2)
-        return rng.randrange(3), tuple(numbers), tuple(calls), rng.choice((("sum",), ("range",), ("pair", *places), ("pair", *places)))
+        printed = rng.choice((("sum",), ("range",), ("pair", *places), ("pair", *places)))
+        return rng.randrange(3), tuple(numbers), tuple(calls), printed
 
     def essence(self, params: tuple) -> tuple:
-        printed = params[3]
-        return params[1], params[2], (printed[0], *sorted(printed[1:]))
+        _, numbers, calls, printed = params
+        # What is thrown away by the first call shows nowhere in the worked answer.
+        return tuple(self._called(list(numbers), calls[0])), calls, (printed[0], *sorted(printed[1:]))
 
     def _called(self, numbers: list[int], call: tuple) -> list[int]:
         method, argument = call
@@ -179,7 +178,9 @@ class Lists(_Program):
         v = voice.names["list"][index]
         shown = {"sum": f"sum({v})", "range": f"max({v}) - min({v})"}.get(printed[0])
         shown = shown or f"{v}[{printed[1]}] + {v}[{printed[2]}]"
-        return "\n".join([f"{v} = {list(numbers)}", *(f"{v}.{self._call_text(call)}" for call in calls), f"print({shown})"])
+        return "\n".join(
+            [f"{v} = {list(numbers)}", *(f"{v}.{self._call_text(call)}" for call in calls), f"print({shown})"]
+        )
 
     def _last(self, params: tuple) -> list[int]:
         numbers = list(params[1])

@@ -43,7 +43,10 @@ def _town(voice: Voice) -> list[str]:
     residents = [person for person, home in enumerate(voice.world.home) if home == town]
     facts = [town_fact(voice, town)]
     for person in voice.rng.sample(residents, min(3, len(residents))):
-        facts += [attribute_fact(voice, person, "home"), attribute_fact(voice, person, voice.rng.choice(ATTRIBUTES[1:]))]
+        facts += [
+            attribute_fact(voice, person, "home"),
+            attribute_fact(voice, person, voice.rng.choice(ATTRIBUTES[1:])),
+        ]
     other = (town + voice.rng.randrange(1, NUM_TOWNS)) % NUM_TOWNS
     return [*facts, town_fact(voice, other)]
 

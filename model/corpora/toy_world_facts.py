@@ -21,7 +21,7 @@ LAST_KM = 18
 
 @dataclass(frozen=True)
 class World:
-    """Facts by index. `links[k][p]`: the person who is person p's LINKS[k]; `towns_km[t]`: place of a town on the road."""
+    """Facts by index. `links[k][p]`: who is person p's LINKS[k]; `towns_km[t]`: place of a town on the road."""
 
     num_people: int
     links: tuple[tuple[int, ...], ...]
@@ -43,7 +43,9 @@ class World:
 def build_world(num_people: int, seed: int) -> World:
     """The world of one seed; the same in every process and language."""
     if not 8 <= num_people <= MOST_PEOPLE:
-        raise ValueError(f"num_people is {num_people}; it must lie between 8 and {MOST_PEOPLE}: correct toy_world.num_people")
+        raise ValueError(
+            f"num_people is {num_people}; it must lie between 8 and {MOST_PEOPLE}: correct toy_world.num_people"
+        )
     rng = Random(f"toy_world facts {seed}")
 
     def spread(kinds: int) -> tuple[int, ...]:

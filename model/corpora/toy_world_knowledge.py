@@ -5,6 +5,7 @@ Every single fact is in the documents many times; only the combination that is a
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 from model.corpora.toy_world_facts import ATTRIBUTES, LINKS, World
@@ -25,7 +26,9 @@ def attribute_name(voice: Voice, person: int, attribute: str) -> str:
 
 def link_fact(voice: Voice, person: int, link: int) -> str:
     people = voice.names["people"]
-    return voice.say("link", a=people[person], link=voice.names["link"][link], b=people[voice.world.links[link][person]])
+    return voice.say(
+        "link", a=people[person], link=voice.names["link"][link], b=people[voice.world.links[link][person]]
+    )
 
 
 def town_fact(voice: Voice, town: int) -> str:
@@ -107,15 +110,17 @@ class Roads(Task):
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
         stops = rng.sample(range(world.num_people), level + 1)
+        if level == 1 and rng.random() < 0.5:
+            stops.append(stops[0])  # there and back: pairs alone would be too few questions
         towns = [world.home[person] for person in stops]
-        return None if any(a == b for a, b in zip(towns, towns[1:])) else tuple(stops)
+        return None if any(a == b for a, b in itertools.pairwise(towns)) else tuple(stops)
 
     def essence(self, params: tuple) -> tuple:
         return min(params, params[::-1])
 
     def _legs(self, world: World, params: tuple) -> list[int]:
         km = [world.towns_km[world.home[person]] for person in params]
-        return [abs(b - a) for a, b in zip(km, km[1:])]
+        return [abs(b - a) for a, b in itertools.pairwise(km)]
 
     def ask(self, voice: Voice, params: tuple) -> str:
         return voice.say("road_ask", x=voice.wording["route"].join(voice.people(params)))
@@ -154,12 +159,13 @@ class Roads(Task):
 
 
 class Shopping(Task):
-    """What the food, tools and drinks of some people cost, or what is left of a purse: (mode, ((person, need), ...))."""
+    """What food, tools and drinks of some people cost, or what is left of a purse: (mode, ((person, need), ...))."""
 
     name, category = "shopping", "knowledge"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
-        needs = tuple((person, rng.choice(NEEDS)) for person in rng.sample(range(world.num_people), level))
+        kinds = NEEDS if level > 1 else ("drink",)
+        needs = tuple((person, rng.choice(kinds)) for person in rng.sample(range(world.num_people), max(level, 2)))
         return rng.choice(("total", "change")), needs
 
     def essence(self, params: tuple) -> tuple:

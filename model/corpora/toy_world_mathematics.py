@@ -32,7 +32,11 @@ class Story(Task):
 
     def _parts(self, voice: Voice, params: tuple) -> dict[str, str]:
         thing, person, other = params[2]
-        return {"t": voice.names["things"][thing], "a": voice.names["people"][person], "b": voice.names["people"][other]}
+        return {
+            "t": voice.names["things"][thing],
+            "a": voice.names["people"][person],
+            "b": voice.names["people"][other],
+        }
 
     def setting(self, voice: Voice, params: tuple) -> str:
         parts = self._parts(voice, params)
@@ -90,21 +94,17 @@ class Expression(Task):
     def essence(self, params: tuple) -> tuple:
         return commutative(params)
 
-    def setting(self, voice: Voice, params: tuple) -> str:
-        return voice.say("expr_set", e=written(params))
-
     def ask(self, voice: Voice, params: tuple) -> str:
         return voice.say("expr_ask", e=written(params))
 
-    def question(self, voice: Voice, params: tuple) -> str:
-        return self.ask(voice, params)
-
     def work(self, voice: Voice, params: tuple) -> list[str]:
         side = voice.rng.choice(("left", "right"))  # decides every expression that is written afterwards
-        sentences, tree = [voice.say(f"expr_{side}")], params
+        sentences, tree = [voice.say(f"expr_{side}", e=written(params))], params
         while isinstance(tree, tuple):
             text, tree = self._reduce(tree, side)
-            sentences.append(voice.say("expr_step" if isinstance(tree, tuple) else "expr_last", sum=text, e=written(tree)))
+            sentences.append(
+                voice.say("expr_step" if isinstance(tree, tuple) else "expr_last", sum=text, e=written(tree))
+            )
         return [*sentences, voice.say("expr_end", n=tree)]
 
     def _reduce(self, tree: tuple, side: str) -> tuple[str, object]:
@@ -131,7 +131,9 @@ def written(tree: object) -> str:
     texts = [written(left), written(right)]
     for index, side in enumerate((left, right)):
         # On the right even a + (b + c) keeps its brackets: the text shows which operation is ready.
-        if isinstance(side, tuple) and (side[0] != "*" and (operator == "*" or index == 1) or operator == "*" and index == 1):
+        if isinstance(side, tuple) and (
+            (side[0] != "*" and (operator == "*" or index == 1)) or (operator == "*" and index == 1)
+        ):
             texts[index] = f"({texts[index]})"
     return f"{texts[0]} {operator} {texts[1]}"
 

@@ -5,6 +5,7 @@ Everything needed is given in the question; the people are those of the world, b
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from model.corpora.toy_world_facts import World
@@ -15,7 +16,7 @@ DAYS_PER_WEEK = 7
 
 
 class Ordering(Task):
-    """Who is tallest or second tallest, given comparisons of neighbours: (scale, people from most to least, asked rank).
+    """Who is (second) tallest, given comparisons of neighbours: (scale, people from most to least, asked rank).
 
     Ranks 0, 1 count from the most ("tallest"), -1, -2 from the least ("shortest").
     """
@@ -31,7 +32,7 @@ class Ordering(Task):
 
     def setting(self, voice: Voice, params: tuple) -> str:
         scale, row, _ = params
-        pairs = list(zip(voice.people(row), voice.people(row)[1:]))
+        pairs = list(pairwise(voice.people(row)))
         sentences = []
         for high, low in voice.rng.sample(pairs, len(pairs)):
             down = voice.rng.random() < 0.5
@@ -43,14 +44,16 @@ class Ordering(Task):
         first, second = pair if down else pair[::-1]
         return voice.say(phrase, a=first, b=second, more=more, row=row)
 
-    def _rank(self, voice: Voice, params: tuple) -> tuple[str, str]:
-        """(suffix of the phrase, superlative) that name the asked rank."""
+    def _rank(self, voice: Voice, params: tuple) -> tuple[str, dict[str, str]]:
+        """(suffix of the phrase, words) that name the asked rank."""
         scale, _, rank = params
-        return "_second" if rank in (1, -2) else "", voice.names["scale"][scale][2 if rank >= 0 else 3]
+        words = voice.names["scale"][scale]
+        side = 0 if rank >= 0 else 1
+        return "_second" if rank in (1, -2) else "", {"more": words[side], "most": words[side + 2]}
 
     def ask(self, voice: Voice, params: tuple) -> str:
-        suffix, most = self._rank(voice, params)
-        return voice.say("order_ask" + suffix, most=most)
+        suffix, words = self._rank(voice, params)
+        return voice.say("order_ask" + suffix, **words)
 
     def work(self, voice: Voice, params: tuple) -> list[str]:
         scale, row, rank = params
@@ -66,8 +69,8 @@ class Ordering(Task):
             so_far = people[left : right + 1]
             text = voice.wording["comma"].join(so_far if down else so_far[::-1])
             sentences.append(self._compare(voice, "order_step", scale, down, pair, text))
-        suffix, asked = self._rank(voice, params)
-        return [*sentences, voice.say("order_end" + suffix, most=asked, a=people[rank])]
+        suffix, words = self._rank(voice, params)
+        return [*sentences, voice.say("order_end" + suffix, a=people[rank], **words)]
 
     def final(self, voice: Voice, params: tuple) -> str:
         return voice.people(params[1])[params[2]]
@@ -99,7 +102,8 @@ class Swaps(Task):
     def setting(self, voice: Voice, params: tuple) -> str:
         people, things, swaps, _ = params
         names = voice.people(people)
-        start = voice.listing([voice.say("swap_has", a=a, x=voice.names["thing"][thing]) for a, thing in zip(names, things)])
+        held = [voice.names["thing"][thing] for thing in things]
+        start = voice.clauses([voice.say("swap_has", a=a, x=x) for a, x in zip(names, held, strict=True)])
         moves = [voice.say("swap_move", a=names[i], b=names[j]) for i, j in swaps]
         return voice.join([start + voice.wording["stop"], *moves])
 
@@ -121,7 +125,7 @@ class Swaps(Task):
             held[i], held[j] = held[j], held[i]
             order = voice.rng.sample(pair, 2)
             state = [voice.say("swap_has", a=names[k], x=voice.names["thing"][held[k]]) for k in order]
-            sentences.append(voice.say("swap_state", n=number, x=voice.listing(state)))
+            sentences.append(voice.say("swap_state", n=number, x=voice.clauses(state)))
         return sentences
 
     def _one_thing(self, voice: Voice, params: tuple) -> list[str]:
@@ -159,7 +163,7 @@ class Days(Task):
     def setting(self, voice: Voice, params: tuple) -> str:
         day, moves = params
         phrases = [voice.say("day_on" if move > 0 else "day_back", n=abs(move)) for move in moves]
-        return voice.say("day_set", d=voice.names["day"][day], x=voice.listing(phrases))
+        return voice.say("day_set", d=voice.names["day"][day], x=voice.clauses(phrases))
 
     def essence(self, params: tuple) -> tuple:
         return params[0], tuple(sorted(params[1]))  # the order of moves does not change the sum

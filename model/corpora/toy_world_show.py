@@ -1,6 +1,6 @@
 """Prints samples of the small world and how many tokens its texts have under a 512-entry byte-level BPE.
 
-    python -m model.corpora.toy_world --show 2 --language en
+python -m model.corpora.toy_world --show 2 --language en
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ def _print_lengths(config: WorldConfig, vocabulary: int) -> None:
     for benchmark in BENCHMARKS:
         rows = questions(config, benchmark, "train", NUM_QUESTIONS * 5)
         prompts, answers = [count(row["question"]) + 2 for row in rows], [count(row["answer"]) + 1 for row in rows]
-        totals = [prompt + answer for prompt, answer in zip(prompts, answers)]
-        print(f"{benchmark:12s} prompt {_percentiles(prompts)}   answer {_percentiles(answers)}   total {_percentiles(totals)}")
+        totals = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        print(
+            f"{benchmark:12s} prompt {_percentiles(prompts)}   "
+            f"answer {_percentiles(answers)}   total {_percentiles(totals)}"
+        )
 
 
 def _train(texts: list[str], vocabulary: int):
@@ -56,11 +59,15 @@ def _train(texts: list[str], vocabulary: int):
     tokenizer.decoder = decoders.ByteLevel()
     specials = ["<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 def _percentiles(values: list[int]) -> str:
     ordered = sorted(values)
-    return " / ".join(f"{ordered[min(len(ordered) - 1, int(len(ordered) * share))]:4d}" for share in (0.1, 0.5, 0.9, 0.99))
+    return " / ".join(
+        f"{ordered[min(len(ordered) - 1, int(len(ordered) * share))]:4d}" for share in (0.1, 0.5, 0.9, 0.99)
+    )

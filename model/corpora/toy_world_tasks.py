@@ -1,7 +1,8 @@
 """What the twelve benchmarks share: the voice that words things, the face of a task, and the split of its questions.
 
-A task draws *parameters* (numbers, people, moves: no words), and words them through a `Voice`. The split into training,
-validation and test hangs on the parameters' *essence* alone, so no rewording of a test question can reach training text.
+A task draws *parameters* (numbers, people, moves: no words), and words them through a `Voice`. The split into
+training, validation and test hangs on the parameters' *essence* alone, so that no rewording of a test question can
+reach training text.
 """
 
 from __future__ import annotations
@@ -40,8 +41,14 @@ class Voice:
         return text
 
     def listing(self, items: list[str]) -> str:
-        """'a, b and c'."""
-        comma, last = self.wording["comma"], self.wording["and"]
+        """Nouns: 'a, b and c'."""
+        return self._listed(items, self.wording["comma"], self.wording["and"])
+
+    def clauses(self, items: list[str]) -> str:
+        """Parts of a sentence: 'Ann has a, Ben has b and Cal has c'; Chinese does not join these as it joins nouns."""
+        return self._listed(items, self.wording["clause_comma"], self.wording["clause_and"])
+
+    def _listed(self, items: list[str], comma: str, last: str) -> str:
         return items[0] if len(items) == 1 else comma.join(items[:-1]) + last + items[-1]
 
     def people(self, persons: tuple[int, ...]) -> list[str]:

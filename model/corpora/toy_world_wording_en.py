@@ -3,17 +3,22 @@
 The vocabulary is small on purpose: a byte-level BPE of 512 entries should have nearly one token per word.
 """
 
+PEOPLE = """
+Ann Ben Cal Dan Eva Fay Gus Hal Ida Jim Kim Leo Max Ned Ola Pam
+Ray Sam Tom Una Vic Wes Zoe Abe Amy Bob Dot Eli Guy Ian Joy Liz
+"""
 ENGLISH = {
     "gap": " ",
     "comma": ", ",
     "and": " and ",
+    "clause_comma": ", ",
+    "clause_and": " and ",
     "route": " to ",
     "stop": ".",
-    "two_turn_characters": 165,  # questions and answers up to this long may follow another turn
+    "two_turn_characters": 175,  # questions and answers up to this long may follow another turn
     "passage_characters": 105,  # worked passages shorter than this get another one
     "names": {
-        "people": ["Ann", "Ben", "Cal", "Dan", "Eva", "Fay", "Gus", "Hal", "Ida", "Jim", "Kim", "Leo", "Max", "Ned", "Ola", "Pam"]
-        + ["Ray", "Sam", "Tom", "Una", "Vic", "Wes", "Zoe", "Abe", "Amy", "Bob", "Dot", "Eli", "Guy", "Ian", "Joy", "Liz"],
+        "people": PEOPLE.split(),
         "home": ["Ash", "Bay", "Dale", "Elm", "Ford", "Glen", "Hill", "Lake"],
         "pet": ["cat", "dog", "hen", "cow", "pig"],
         "food": ["fish", "meat", "corn", "hay", "peas"],
@@ -22,8 +27,8 @@ ENGLISH = {
         "drink": ["tea", "milk", "cola", "soda"],
         "link": ["friend", "boss", "coach"],
         "attribute": {"home": "home", "age": "age", "pet": "pet", "job": "job", "drink": "drink"},
-        "thing": ["cup", "hat", "nut", "box"],
-        "things": ["cups", "hats", "nuts", "pens"],
+        "thing": ["cup", "hat", "nut", "bag"],
+        "things": ["cups", "hats", "nuts", "bags"],
         "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
         "scale": [("taller", "shorter", "tallest", "shortest"), ("faster", "slower", "fastest", "slowest")],
         "list": ["x", "y", "z"],
@@ -55,7 +60,11 @@ ENGLISH = {
         "road_ask": ["How many km is it from {x}?", "Find the km from {x}."],
         "road_places": ["Homes first.", "All homes first."],
         "road_legs": ["One by one.", "From the first."],
-        "road_place": ["{a} lives in {x} at km {n}.", "{a}'s home is {x} at km {n}.", "The home of {a} is {x} at km {n}."],
+        "road_place": [
+            "{a} lives in {x} at km {n}.",
+            "{a}'s home is {x} at km {n}.",
+            "The home of {a} is {x} at km {n}.",
+        ],
         "road_leg": ["From {a} to {b} is {sum}.", "{a} to {b} is {sum}."],
         "road_end": ["So it is {n} km.", "That gives {n} km."],
         # shopping
@@ -145,10 +154,9 @@ ENGLISH = {
         "story_minus": ["{n} less gives {sum} {t}.", "After {n} less it is {sum} {t}."],
         "story_end": ["So {a} has {n} {t}.", "That leaves {n} {t}."],
         # expressions
-        "expr_set": ["Find {e}."],
         "expr_ask": ["What is {e}?", "Find {e}.", "Give {e}."],
-        "expr_left": ["From the left.", "The left first."],
-        "expr_right": ["From the right.", "The right first."],
+        "expr_left": ["From the left: {e}.", "The left first: {e}."],
+        "expr_right": ["From the right: {e}.", "The right first: {e}."],
         "expr_step": ["{sum}, so {e} is left.", "{sum} leaves {e}.", "{sum}. Then {e}."],
         "expr_last": ["{sum}.", "So {sum}."],
         "expr_end": ["So it is {n}.", "That gives {n}."],

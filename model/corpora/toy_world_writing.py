@@ -39,18 +39,28 @@ MAP_CODE = {
 
 
 class Writing(Task):
-    """Write an expression of xs: ((tests to pass), (changes to each number), what is returned of them); 0 where no number is needed."""
+    """Write an expression of xs: ((tests to pass), (changes to each number), what is given of them).
+
+    Tests and changes are (kind, number), with number 0 where the kind needs none.
+    """
 
     name, category = "writing", "coding"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
         num_tests, num_maps = {1: rng.choice(((1, 0), (0, 1))), 2: (1, 1), 3: (2, 1), 4: (2, 2)}[level]
-        tests = tuple((test, 0 if test in ("even", "odd") else rng.randint(2, 9)) for test in _pick(TESTS, num_tests, rng))
-        maps = tuple((change, 0 if change == "square" else rng.randint(2, 9)) for change in _pick(MAPS, num_maps, rng))
+        most = 20 if level == 1 else 9  # a single step has few questions unless its numbers are larger
+        tests = tuple(
+            (test, 0 if test in ("even", "odd") else rng.randint(2, most)) for test in _pick(TESTS, num_tests, rng)
+        )
+        maps = tuple(
+            (change, 0 if change == "square" else rng.randint(2, most)) for change in _pick(MAPS, num_maps, rng)
+        )
         outers = [outer for outer in OUTERS if outer != "count" or not maps]
         params = tests, maps, rng.choice(outers)
         kinds = {test for test, _ in tests}
-        if kinds == {"even", "odd"} or (kinds == {"above", "below"} and dict(tests)["above"] + 2 >= dict(tests)["below"]):
+        if kinds == {"even", "odd"} or (
+            kinds == {"above", "below"} and dict(tests)["above"] + 2 >= dict(tests)["below"]
+        ):
             return None  # hardly any number would pass
         return params
 
@@ -62,10 +72,7 @@ class Writing(Task):
         kept = [voice.say(f"write_{test}", k=k) for test, k in tests]
         wishes = [voice.say("write_keep", x=voice.wording["and"].join(kept))] if kept else []
         wishes += [voice.say(f"write_{change}", k=k) for change, k in maps]
-        return voice.say("write_ask", x=voice.listing([*wishes, voice.say(f"write_{outer}")]))
-
-    def setting(self, voice: Voice, params: tuple) -> str:
-        return ""
+        return voice.say("write_ask", x=voice.clauses([*wishes, voice.say(f"write_{outer}")]))
 
     def _solve(self, voice: Voice, params: tuple) -> tuple[list[str], str]:
         """(the steps, the program): one variable name and one way to write each part, the same in both."""
@@ -123,5 +130,6 @@ class Writing(Task):
 
 def _pick(kinds: dict, count: int, rng: Random) -> list[str]:
     return rng.sample(sorted(kinds), count)
+
 
 TASKS = (Writing(),)
