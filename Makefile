@@ -10,11 +10,14 @@ TORCH_INDEX_cuda = https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?= $(TORCH_INDEX_$(DEVICE))
 LOCK = requirements/$(DEVICE).lock
 RUN = $(VENV)/bin/python
+# `python` in dvc.yaml is to be the environment's, whether or not it is activated.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env run test test-slow lint ui preset clean lock bench
+.PHONY: help env run repro test test-slow lint ui preset clean lock bench
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
+	@echo 'make repro      the same through DVC alone'
 	@echo 'make ui         the MLflow and Prefect pages on what was made'
 	@echo 'make preset     lists the presets; NAME=smoke makes one the active one'
 	@echo 'make bench      what Prefect, DVC and MLflow cost on top of the bare stage programs'
@@ -32,6 +35,9 @@ params.yaml:
 
 run: env params.yaml
 	$(RUN) -m flows.pipeline
+
+repro: env params.yaml
+	$(RUN) -m dvc repro
 
 test: env
 	$(RUN) -m pytest -m "not slow"

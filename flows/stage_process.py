@@ -1,5 +1,6 @@
 """One pipeline stage as a child process (`dvc repro --single-item`, guarded), its lines, and what its end means."""
 
+import os
 import re
 import subprocess
 import sys
@@ -54,6 +55,7 @@ class StageProcesses:
             process = subprocess.Popen(
                 [sys.executable, "-S", "-E", str(GUARD), *DVC, "repro", "--single-item", stage],
                 cwd=self.root,
+                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -87,6 +89,11 @@ class StageProcesses:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _environment() -> dict[str, str]:
+    """`python` in dvc.yaml is to be the Python that runs this, whether or not its environment is activated."""
+    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
 
 
 def judge(code: int, lines: list[str], seconds: float, stopped: bool = False) -> Outcome:

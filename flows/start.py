@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.dvc_graph import Node, changed_stages, read_graph, recorded_outs
+from flows.server import prefect_server
 from flows.stage_process import StageProcesses
 from tasks.environment import quiet
 
@@ -50,7 +51,6 @@ def prepare(root: Path) -> None:
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
         "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     }.items():
         os.environ.setdefault(name, value)
 
@@ -83,13 +83,22 @@ def _run(root: Path, max_parallel: int) -> int:
             _show_table(root)
             print(f"\npipeline: nothing has changed, all {len(graph)} stages are up to date")
             return 0
-    from flows.pipeline import pipeline
+    with prefect_server(root):
+        from flows.pipeline import pipeline
 
-    state = pipeline(max_parallel=max_parallel, already=already, return_state=True)
+        state = pipeline(max_parallel=max_parallel, already=already, return_state=True)
+        _deliver_logs()
     if state.is_completed():
         _show_table(root)
     print(f"\npipeline: {state.message or state.name}")
     return 0 if state.is_completed() else 1
+
+
+def _deliver_logs() -> None:
+    """Prefect sends log lines in batches from a thread: the server must not end before the last one."""
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
 
 
 def _look(root: Path, graph: dict[str, Node]) -> tuple[bool, dict[str, list[str]]]:

@@ -59,7 +59,7 @@ class Checkout:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         return kept | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def python(self, *arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    def python(self, *arguments: str, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess[str]:
         """`python ARGUMENTS` in the checkout, output and errors together in `stdout`."""
         return subprocess.run(
             [sys.executable, *arguments],

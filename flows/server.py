@@ -1,0 +1,79 @@
+"""Servers on this machine that end with whoever started them: Prefect's for one run, the pages for `make ui`."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HOST = "127.0.0.1"
+GUARD = Path(__file__).with_name("guard.py")
+READY_SECONDS = 240  # some seconds on an idle machine; a first start also makes the database
+
+
+@contextmanager
+def prefect_server(root: Path) -> Iterator[str]:
+    """The API's address: of a Prefect server for as long as the body runs, or of the one that PREFECT_API_URL names.
+
+    Prefect's own temporary server would outlive a killed run, and hear a Ctrl-C before the run can report its end to it.
+    """
+    named = os.environ.get("PREFECT_API_URL")
+    if named:
+        yield named
+        return
+    port = free_port(0)
+    log = root / ".prefect" / "server.log"
+    log.parent.mkdir(exist_ok=True)
+    command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    address = f"http://{HOST}:{port}/api"
+    process = start_module(command, log)
+    try:
+        if not wait_until_healthy(f"{address}/health", process):
+            raise ValueError(f"Prefect's server did not start; its last words are in {log}")
+        os.environ["PREFECT_API_URL"] = address
+        yield address
+    finally:
+        os.environ.pop("PREFECT_API_URL", None)
+        process.terminate()
+        process.wait()
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port of this machine when nobody listens there, else one that the system gives."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError(f"no free port on {HOST}")
+
+
+def start_module(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """`python -m COMMAND` under the guard, in a session of its own, its output in `log`."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-S", "-E", str(GUARD), sys.executable, "-m", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """True as soon as `url` answers, False when the process ends or takes too long."""
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return True
+        except OSError:
+            time.sleep(0.2)
+    return False
