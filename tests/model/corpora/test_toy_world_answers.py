@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from model.corpora.toy_world import WorldConfig, questions, world_of
+from model.corpora.toy_world import WorldConfig, conversations, documents, questions, world_of
 from model.corpora.toy_world_tasks import LANGUAGES
 
 LEVELS = (1, 2, 3, 4)
@@ -175,3 +175,65 @@ def test_each_line_that_is_traced_has_its_value(level):
             exec(row["question"].partition("\n")[2], scope)
         stated = re.findall(r"\b([a-z]) (?:=|is) (\d+)[.]", row["answer"])
         assert stated and all(scope[name] == int(value) for name, value in stated)
+
+
+# What a text says -> (the fact, the groups that hold who or what, of which kind, and the value).
+STATEMENTS = {
+    "en": [
+        (r"\b([A-Z]\w+)'s (friend|boss|coach) is (\w+)\.", "link", (0, 1, 2)),
+        (r"The (friend|boss|coach) of (\w+) is (\w+)\.", "link", (1, 0, 2)),
+        (r"(\w+) is the (friend|boss|coach) of (\w+)\.", "link", (2, 1, 0)),
+        (r"(\w+) lives in (\w+)\.", "home", (0, 1)),
+        (r"The home of (\w+) is (\w+)\.", "home", (0, 1)),
+        (r"\b([A-Z]\w+)'s pet is a (\w+)\.", "pet", (0, 1)),
+        (r"The job of (\w+) is (\w+)\.", "job", (0, 1)),
+        (r"(\w+) drinks (\w+)\.", "drink", (0, 1)),
+        (r"The age of (\w+) is (\d+)\.", "age", (0, 1)),
+        (r"(\w+) is at km (\d+)\.", "km", (0, 1)),
+        (r"At km (\d+) is (\w+)\.", "km", (1, 0)),
+        (r"[Tt]he price of ((?:a )?\w+) is (\d+)\.", "price", (0, 1)),
+    ],
+    "zh": [
+        (r"(小.)的(朋友|老板|教练)是(小.)。", "link", (0, 1, 2)),
+        (r"(小.)是(小.)的(朋友|老板|教练)。", "link", (1, 2, 0)),
+        (r"(小.)住在(.镇)。", "home", (0, 1)),
+        (r"(小.)的家在(.镇)。", "home", (0, 1)),
+        (r"(小.)养(.)。", "pet", (0, 1)),
+        (r"(小.)的工作是(\w+)。", "job", (0, 1)),
+        (r"(小.)喝(\w+)。", "drink", (0, 1)),
+        (r"(小.) (\d+) 岁。", "age", (0, 1)),
+        (r"(.镇)在 (\d+) 公里处。", "km", (0, 1)),
+        (r"(?<=。)(\w+)的价格是 (\d+)。", "price", (0, 1)),
+    ],
+}
+
+
+def is_true(world, names: dict, fact: str, *parts: str) -> bool:
+    """Whether the world agrees with a statement taken apart by STATEMENTS."""
+    if fact == "link":
+        who, link, other = (
+            names["people"].index(parts[0]),
+            names["link"].index(parts[1]),
+            names["people"].index(parts[2]),
+        )
+        return world.links[link][who] == other
+    if fact == "km":
+        return world.towns_km[names["home"].index(parts[0])] == int(parts[1])
+    if fact == "price":
+        things = names["food"] + names["tool"] + names["drink"]
+        return (world.food_price + world.tool_price + world.drink_price)[things.index(parts[0])] == int(parts[1])
+    value = world.attribute(names["people"].index(parts[0]), fact)
+    return str(value) == parts[1] if fact == "age" else names[fact][value] == parts[1]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_text_states_a_fact_that_is_false_in_the_world(language):
+    config = WorldConfig(language=language)
+    texts = [row["text"] for row in documents(config, 1500)]
+    texts += [turn["content"] for row in conversations(config, 1500) for turn in row["conversations"]]
+    for pattern, fact, order in STATEMENTS[language]:
+        stated = [found for text in texts for found in re.findall(pattern, text)]
+        assert len(stated) > 50, pattern
+        for parts in stated:
+            ordered = [parts[index] for index in order]
+            assert is_true(world_of(config), LANGUAGES[language]["names"], fact, *ordered), (pattern, parts)
