@@ -32,19 +32,35 @@ class Attention(nn.Module):
         turn: tuple[Tensor, Tensor],
         allowed: Bool[Tensor, "batch 1 rows keys"],
         cached: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Float[Tensor, "batch rows hidden"], tuple[Tensor, Tensor]]:
-        """The attention output and this call's own keys and values (rotated: absolute positions never change)."""
-        batch, rows, _ = x.shape
-        parts = self.query_key_value(x).view(batch, rows, -1, self.width).transpose(1, 2)
-        query, key, value = parts.split((self.heads, self.shared, self.shared), dim=1)
-        query, key = rotate(self.query_norm(query), *turn), rotate(self.key_norm(key), *turn)
+        columns: Int[Tensor, "batch asked"] | None,
+    ) -> tuple[Float[Tensor, "batch asked hidden"], tuple[Tensor, Tensor]]:
+        """The attention output, of the asked columns alone when given, and this call's own keys and values.
+
+        Keys are kept rotated: absolute positions never change.
+        """
+        key_value = self._heads(x, slice(self.heads, None))
+        key, value = key_value.split(self.shared, dim=1)
+        key = rotate(self.key_norm(key), *turn)
         new = (key, value)
         if cached is not None:
             key, value = torch.cat((cached[0], key), 2), torch.cat((cached[1], value), 2)
+        if columns is not None:
+            x = _take(x, columns)
+            turn = (_take(turn[0][:, 0], columns)[:, None], _take(turn[1][:, 0], columns)[:, None])
+            allowed = _take(allowed[:, 0], columns)[:, None]
+        query = rotate(self.query_norm(self._heads(x, slice(0, self.heads))), *turn)
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed, enable_gqa=self.heads != self.shared
         )
-        return self.output(mixed.transpose(1, 2).reshape(batch, rows, -1)), new
+        return self.output(mixed.transpose(1, 2).flatten(2)), new
+
+    def _heads(self, x: Float[Tensor, "batch rows hidden"], which: slice) -> Float[Tensor, "batch heads rows width"]:
+        weight = self.query_key_value.weight.unflatten(0, (-1, self.width))[which].flatten(0, 1)
+        return functional.linear(x, weight).unflatten(-1, (-1, self.width)).transpose(1, 2)
+
+
+def _take(x: Float[Tensor, "batch rows width"], columns: Int[Tensor, "batch asked"]) -> Float[Tensor, "batch asked width"]:
+    return x.gather(1, columns[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 class FeedForward(nn.Module):
@@ -71,11 +87,24 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], allowed: Tensor, cached) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The new residual stream and this call's keys and values."""
-        mixed, new = self.attention(self.attention_norm(x), turn, allowed, cached)
-        x = x + mixed
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], allowed: Tensor, cached, asked: Bool[Tensor, "batch rows"] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The new residual stream and this call's keys and values; with `asked` only those rows, flat [num_asked, hidden]."""
+        if asked is None:
+            mixed, new = self.attention(self.attention_norm(x), turn, allowed, cached, None)
+            x = x + mixed
+        else:
+            columns, real = _asked_columns(asked)
+            mixed, new = self.attention(self.attention_norm(x), turn, allowed, cached, columns)
+            x = x[asked] + mixed[real]
         return x + self.feed_forward(self.feed_forward_norm(x)), new
+
+
+def _asked_columns(asked: Bool[Tensor, "batch rows"]) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
+    """The asked columns of every row in order, padded to the row with most of them, and which are not padding."""
+    columns = (~asked).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(asked.sum(1).max()))]
+    return columns, asked.gather(1, columns)
 
 
 class Transformer(nn.Module):
@@ -98,9 +127,14 @@ class Transformer(nn.Module):
         positions: Int[Tensor, "batch rows"],
         pattern: AttentionPattern | Bool[Tensor, "batch 1 rows keys"],
         embedding_noise: Float[Tensor, "batch rows hidden"] | None = None,
-    ) -> Float[Tensor, "batch rows hidden"]:
-        """Normalised hidden states of every row; a pattern, or the dense matrix of who sees whom, says what attends to what."""
-        return self._run(tokens, positions, pattern, embedding_noise, None)[0]
+        asked: Bool[Tensor, "batch rows"] | None = None,
+    ) -> Float[Tensor, "..."]:
+        """Normalised hidden states [batch, rows, hidden]; a pattern, or the dense matrix of who sees whom, says who attends to whom.
+
+        With `asked` the result is [num_asked, hidden] in row-major order, and the last layer computes no other row: an objective
+        that grades a quarter of the rows saves most of a layer.
+        """
+        return self._run(tokens, positions, pattern, embedding_noise, None, asked)[0]
 
     def forward_cached(
         self,
@@ -108,14 +142,15 @@ class Transformer(nn.Module):
         positions: Int[Tensor, "batch rows"],
         allowed: Bool[Tensor, "batch 1 rows keys"],
         part: CachedPart,
-    ) -> tuple[Float[Tensor, "batch rows hidden"], NewKeysValues]:
-        """Hidden states of rows that also see a prefix cache, and their own keys and values per layer (not stored).
+        asked: Bool[Tensor, "batch rows"] | None = None,
+    ) -> tuple[Float[Tensor, "..."], NewKeysValues]:
+        """Hidden states (as `forward`) of rows that also see a prefix cache, and their own keys and values per layer (not stored).
 
         `allowed` spans the cache's first `extent` positions, then the rows themselves; part = (cache, slots, extent).
         """
-        return self._run(tokens, positions, allowed, None, part)
+        return self._run(tokens, positions, allowed, None, part, asked)
 
-    def _run(self, tokens, positions, pattern, embedding_noise, part: CachedPart | None) -> tuple[Tensor, NewKeysValues]:
+    def _run(self, tokens, positions, pattern, embedding_noise, part: CachedPart | None, asked) -> tuple[Tensor, NewKeysValues]:
         x = self.embedding(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise
@@ -124,7 +159,8 @@ class Transformer(nn.Module):
         new: NewKeysValues = []
         for index, layer in enumerate(self.layers):
             cached = None if part is None else part[0].layer(index, part[1], part[2])
-            x, own = layer(x, turn, allowed, cached)
+            is_last = index == len(self.layers) - 1
+            x, own = layer(x, turn, allowed, cached, asked if is_last else None)
             new.append(own)
         return self.norm(x), new
 

@@ -54,8 +54,8 @@ class MatchTeacher:
 
     @torch.no_grad()
     def _teacher_logits(self, view: View) -> torch.Tensor:
-        states = self.teacher(view.tokens, view.positions, view.pattern, view.embedding_noise)
-        return self.teacher.head(states[view.graded]).float()
+        states = self.teacher(view.tokens, view.positions, view.pattern, view.embedding_noise, view.graded)
+        return self.teacher.head(states).float()
 
     def counts(self, view: View) -> dict[str, torch.Tensor]:
         """All terms count hidden positions."""

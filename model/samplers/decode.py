@@ -1,9 +1,8 @@
-"""From a checkpoint and a policy's name to something that answers prompts."""
+"""From a network and a policy's name to something that answers prompts."""
 
 from collections.abc import Callable
 from typing import Any
 
-from model.checkpoints.store import Checkpoint
 from model.network.transformer import Transformer
 from model.registry import resolve
 from model.samplers.block_loop import BlockDecoder
@@ -34,14 +33,13 @@ def make_policy(description: dict[str, Any], block_tokens: int) -> Policy:
 
 
 def make_decoder(
-    checkpoint: Checkpoint,
+    network: Transformer,
     policy: dict[str, Any] | None = None,
     batch_rows: int = 64,
     eos_early_stop: bool = True,
     guesser: Guesser | None = None,
 ) -> Decoder:
     """`decode(prompts, max_new_tokens) -> list[Decoded]`; a causal network decodes left to right, any other needs a policy."""
-    network: Transformer = checkpoint.network
     if network.config.attention == "causal":
         return LeftToRight(network, batch_rows)
     if policy is None:

@@ -26,14 +26,14 @@ class Proposals:
 
 
 @torch.no_grad()
-def propose(network: Transformer, hidden: Float[Tensor, "rows block width"], states: Int[Tensor, "rows block"]) -> tuple:
-    """Tokens, doubt and gap [rows, block] from hidden states; logits are computed at hidden positions only.
+def propose(network: Transformer, hidden: Float[Tensor, "asked width"], states: Int[Tensor, "rows block"]) -> tuple:
+    """Tokens, doubt and gap [rows, block] from the hidden states of the masked positions, the only ones with logits.
 
     The mask token is never proposed. Sums run in float64 over the other tokens, so a doubt of 1e-30 is still exact.
     """
     config = network.config
     masked = states == config.mask_token_id
-    logits = network.head(hidden[masked]).double()
+    logits = network.head(hidden).double()
     if logits.isnan().any():
         raise ValueError("the network returned NaN logits: the weights are damaged or overflow in this precision")
     logits[:, config.mask_token_id] = -torch.inf
@@ -84,9 +84,10 @@ class CachedTarget:
         own = torch.block_diag(*[torch.ones(block, block, dtype=torch.bool)] * candidates).to(slots.device)
         prefix = self.cache.visible(slots, extent)[:, None, :].expand(-1, candidates * block, -1)
         allowed = torch.cat((prefix, own.expand(rows, -1, -1)), 2)[:, None]
-        hidden, new = self.network.forward_cached(states.flatten(1), positions, allowed, (self.cache, slots, extent))
-        shape = (rows * candidates, block)
-        tokens, doubt, gap = propose(self.network, hidden.view(*shape, -1), states.view(shape))
+        flat = states.flatten(1)
+        asked = flat == self.network.config.mask_token_id
+        hidden, new = self.network.forward_cached(flat, positions, allowed, (self.cache, slots, extent), asked)
+        tokens, doubt, gap = propose(self.network, hidden, states.view(rows * candidates, block))
         return Proposals(tokens.view(states.shape), doubt.view(states.shape), gap.view(states.shape), new)
 
     def commit(self, slots, starts, blocks, rows: Int[Tensor, " n"], picked: Int[Tensor, " n"], proposals: Proposals) -> None:
@@ -132,9 +133,9 @@ class CanvasTarget:
         positions = torch.arange(extent, device=slots.device).expand(canvas.shape)
         inside = positions < self.lengths[slots].repeat_interleave(candidates)[:, None]
         pattern = AttentionPattern("bidirectional", torch.where(inside, 0, -1), positions)
-        hidden = self.network(canvas, positions, pattern)
-        chosen = hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))
-        tokens, doubt, gap = propose(self.network, chosen, states.view(-1, block))
+        asked = torch.zeros_like(inside).scatter(1, columns, states.view(-1, block) == self.network.config.mask_token_id)
+        hidden = self.network(canvas, positions, pattern, asked=asked)
+        tokens, doubt, gap = propose(self.network, hidden, states.view(-1, block))
         return Proposals(tokens.view(states.shape), doubt.view(states.shape), gap.view(states.shape))
 
     def commit(self, slots, starts, blocks: Int[Tensor, "n block"], rows, picked, proposals: Proposals | None) -> None:

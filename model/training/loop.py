@@ -143,8 +143,8 @@ class Trainer:
 
     def _terms(self, view: View) -> Terms:
         with self.accelerator.autocast():
-            hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise)
-            return self.objective.score(hidden[view.graded], self.raw_network.head, view)
+            hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise, view.graded)
+            return self.objective.score(hidden, self.raw_network.head, view)
 
     def _counts(self, views: list[View]) -> dict[str, Tensor]:
         """Counts of every term summed over accumulation and processes; a first pass without gradient where only the network knows."""
@@ -168,8 +168,8 @@ class Trainer:
             batch = self.validation.read(range(start, min(start + 64, rows))).to(self.accelerator.device)
             view = self.validation_objective.corrupt(batch, seeded(self.seed, 2**40, index))
             with self.accelerator.autocast():
-                hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise)
-                terms = self.validation_objective.score(hidden[view.graded], self.raw_network.head, view)
+                hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise, view.graded)
+                terms = self.validation_objective.score(hidden, self.raw_network.head, view)
             graded += int(batch.graded.sum())
             for name, (total, count) in terms.items():
                 pair = sums.setdefault(name, [0.0, 0.0])

@@ -16,7 +16,7 @@ def load_answerer(folder: Path, policy: dict[str, Any] | None = None, max_new_to
     """A function from conversations (turns of role and content, the last one the user's) to the assistant's next turns."""
     checkpoint = load_checkpoint(Path(folder))
     tokenizer = load_tokenizer(str(folder))
-    decode = make_decoder(checkpoint, policy or DEFAULT_POLICY)
+    decode = make_decoder(checkpoint.network, policy or DEFAULT_POLICY)
 
     def answer(conversations: list[list[dict[str, str]]]) -> list[str]:
         prompts = [

@@ -1,0 +1,27 @@
+"""Distils a draft model from a subset of the fine-tuned model's layers, for speculative decoding.
+
+python -m tasks.distill_draft
+"""
+
+from model.checkpoints.derive import first_and_last_layers, layer_subset
+from model.objectives.match_teacher import MatchTeacher
+from tasks.stage import Stage, run_stage
+from tasks.training import OBJECTIVE_OF, diffusion_objective, likelihood_objective, parent_checkpoint, train_stage
+
+METHOD_KEYS = ("layers", "teacher_share", "direction", "hiding")
+
+
+def distill_draft(stage: Stage) -> None:
+    """data/models/finetune_diffusion -> data/models/distill_draft: first and last `layers` / 2 layers, then training."""
+    teacher = parent_checkpoint(stage, "finetune_diffusion")
+    kept = first_and_last_layers(teacher.config.num_layers, stage.section["layers"])
+    student = layer_subset(teacher.network, kept)
+    base_name = OBJECTIVE_OF[teacher.config.attention]
+    base = diffusion_objective(base_name, teacher.config, stage.section.get("hiding"))
+    objective = MatchTeacher(base, teacher.network, stage.section["teacher_share"], stage.section["direction"])
+    validation = likelihood_objective(base_name, teacher.config)
+    train_stage(stage, student, objective, validation, "instructions", METHOD_KEYS, teacher.folder)
+
+
+if __name__ == "__main__":
+    run_stage(distill_draft, "distill_draft")

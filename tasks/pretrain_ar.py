@@ -1,0 +1,35 @@
+"""Trains an autoregressive model from scratch on packed documents.
+
+python -m tasks.pretrain_ar
+"""
+
+from model.network.config import NetworkConfig
+from model.network.transformer import Transformer
+from model.objectives.next_token import NextToken
+from model.text.tokenizer import load_tokenizer
+from model.training.loop import seeded
+from tasks.stage import Stage, run_stage
+from tasks.training import train_stage
+
+
+def pretrain_ar(stage: Stage) -> None:
+    """data/tokens -> data/models/pretrain_ar."""
+    folder = stage.root / "data/tokens/tokenizer"
+    tokenizer = load_tokenizer(str(folder))
+    config = NetworkConfig.from_dict(
+        {
+            **stage.params["network"],
+            "vocabulary_size": len(tokenizer),
+            "attention": "causal",
+            "block_tokens": stage.params["tokenize"]["block_tokens"],
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    )
+    network = Transformer(config)
+    network.initialise(seeded(stage.seed, 1))
+    train_stage(stage, network, NextToken(), NextToken(), "pretrain", (), folder)
+
+
+if __name__ == "__main__":
+    run_stage(pretrain_ar, "pretrain_ar")

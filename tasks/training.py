@@ -1,0 +1,130 @@
+"""What every training stage does around its method: rows in, `Trainer`, checkpoint, curve and numbers out."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from model.checkpoints.store import Checkpoint, load_checkpoint, save_checkpoint
+from model.network.config import NetworkConfig
+from model.network.transformer import Transformer, num_parameters
+from model.noise import HidingConfig
+from model.objectives.objective import Objective
+from model.registry import resolve
+from model.text.packing import TokenRows
+from model.training.config import TrainingConfig
+from model.training.loader import RowLoader
+from model.training.loop import Progress, Trainer
+from tasks.stage import Stage
+
+# How a network reads once it was trained with an objective.
+ATTENTION_OF = {"masked_diffusion": "bidirectional", "block_diffusion": "block_causal"}
+OBJECTIVE_OF = {attention: objective for objective, attention in ATTENTION_OF.items()}
+
+
+def parent_checkpoint(stage: Stage, default: str) -> Checkpoint:
+    """The network this stage starts from: `section.start_from` (a folder) or what the stage before it made."""
+    return load_checkpoint(stage.root / stage.section.get("start_from", f"data/models/{default}"))
+
+
+def diffusion_objective(name: str, config: NetworkConfig, hiding: dict[str, Any] | None) -> Objective:
+    """The named diffusion objective for a network's mask token and block grid."""
+    if name not in ATTENTION_OF:
+        raise ValueError(f"objective '{name}' must be one of {', '.join(ATTENTION_OF)} here")
+    options: dict[str, Any] = {"mask_token_id": config.mask_token_id, "hiding": HidingConfig(**(hiding or {}))}
+    if name == "block_diffusion":
+        options["block_tokens"] = config.block_tokens
+    return resolve("objective", name)(**options)
+
+
+def likelihood_objective(name: str, config: NetworkConfig) -> Objective:
+    """The same objective drawing `exact_count`: the unbiased bound that validation reports."""
+    return diffusion_objective(name, config, {"draw": "exact_count"})
+
+
+def train_stage(
+    stage: Stage,
+    network: Transformer,
+    objective: Objective,
+    validation: Objective,
+    corpus: str,
+    method_keys: Iterable[str],
+    tokenizer_folder: Path,
+) -> None:
+    """Trains on data/tokens/<corpus> and publishes data/models, data/curves and data/metrics under the stage's output name."""
+    config = TrainingConfig.from_section(stage.section, (*method_keys, "threads", "start_from"))
+    name = stage.instance or stage.name
+    rows, weights = token_folders(stage.root / "data/tokens", corpus)
+    loader = RowLoader(list(zip(rows["train"], weights, strict=True)), config.batch_rows, stage.seed)
+    trainer = Trainer(
+        network,
+        objective,
+        validation,
+        loader,
+        TokenRows(*rows["validation"]),
+        config,
+        stage.work,
+        stage.tracker,
+        stage.seed,
+        stage.address,
+    )
+    progress = trainer.run()
+    publish(stage, name, trainer.raw_network, tokenizer_folder, progress)
+
+
+def token_folders(tokens: Path, corpus: str) -> tuple[dict[str, list[Path]], list[float]]:
+    """Shard folders of a corpus kind (pretrain, instructions) by split, and each corpus' weight in the mixture."""
+    names = sorted(path.name for path in (tokens / corpus / "train").iterdir())
+    summary = json.loads((tokens / "mixture.json").read_text())
+    weights = [float(summary[corpus][name]) for name in names]
+    return {split: [tokens / corpus / split / name for name in names] for split in ("train", "validation")}, weights
+
+
+def publish(stage: Stage, name: str, network: Transformer, tokenizer_folder: Path, progress: Progress) -> None:
+    """Checkpoint, deterministic curve and deterministic numbers of a finished training run."""
+    made = stage.work / "checkpoint"
+    save_checkpoint(made, network, network.config, tokenizer_folder)
+    stage.publish(made, f"data/models/{name}")
+    curve = stage.work / "curve.csv"
+    columns = ["step", *sorted({key for point in progress.curve for key in point} - {"step"})]
+    with curve.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(progress.curve)
+    stage.publish(curve, f"data/curves/{name}.csv")
+    publish_metrics(
+        stage,
+        name,
+        {
+            "steps": progress.step,
+            "stopped_early": progress.stopped_early,
+            "parameters": num_parameters(network),
+            **last_values(progress),
+        },
+    )
+    stage.tracker.log_checkpoint(stage.root / f"data/models/{name}")
+
+
+def last_values(progress: Progress) -> dict[str, float]:
+    """The last value of every measured series."""
+    values: dict[str, float] = {}
+    for point in progress.curve:
+        values |= {key: value for key, value in point.items() if key != "step"}
+    return values
+
+
+def publish_metrics(stage: Stage, name: str, values: dict[str, Any]) -> None:
+    """Writes data/metrics/<name>.json, which DVC tracks: nothing in it may differ between equal runs."""
+    made = stage.work / "metrics.json"
+    made.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    stage.publish(made, f"data/metrics/{name}.json")
+
+
+def reading_as(network: Transformer, objective: str) -> Transformer:
+    """The same weights in a network that reads the way the objective trains it to."""
+    config = replace(network.config, attention=ATTENTION_OF[objective])
+    changed = Transformer(config)
+    changed.load_state_dict(network.state_dict())
+    return changed

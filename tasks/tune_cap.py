@@ -1,0 +1,31 @@
+"""CAP: tunes the fine-tuned model to be sure where it is right, so that more tokens can be revealed per forward.
+
+    python -m tasks.tune_cap --instance tune_cap
+    python -m tasks.tune_cap --instance tune_cap_control
+
+The control trains the same number of extra steps on the same data with lambda 0: what is left is the effect of CAP alone.
+"""
+
+from model.objectives.confidence import Confidence
+from tasks.stage import Stage, run_stage
+from tasks.training import OBJECTIVE_OF, diffusion_objective, likelihood_objective, parent_checkpoint, train_stage
+
+METHOD_KEYS = ("strength", "temperature", "hiding")
+INSTANCES = ("tune_cap", "tune_cap_control")
+
+
+def tune_cap(stage: Stage) -> None:
+    """data/models/finetune_diffusion -> data/models/<instance>."""
+    if stage.instance not in INSTANCES:
+        raise ValueError(f"tune_cap needs --instance, one of {', '.join(INSTANCES)}; got {stage.instance}")
+    parent = parent_checkpoint(stage, "finetune_diffusion")
+    name = OBJECTIVE_OF[parent.config.attention]
+    base = diffusion_objective(name, parent.config, stage.section.get("hiding"))
+    strength = stage.section["strength"] if stage.instance == "tune_cap" else 0.0
+    objective = Confidence(base, strength, stage.section["temperature"])
+    validation = likelihood_objective(name, parent.config)
+    train_stage(stage, parent.network, objective, validation, "instructions", METHOD_KEYS, parent.folder)
+
+
+if __name__ == "__main__":
+    run_stage(tune_cap, "tune_cap")

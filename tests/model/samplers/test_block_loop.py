@@ -1,0 +1,179 @@
+"""Decoding: batches, caches and speculation may change the cost of an answer and nothing else."""
+
+import random
+
+import pytest
+import torch
+
+from model.network.config import NetworkConfig
+from model.network.transformer import Transformer
+from model.samplers.block_loop import BlockDecoder
+from model.samplers.decode import make_decoder, make_policy
+from model.samplers.guesses import DraftGuesser, StaleGuesser
+from model.samplers.left_to_right import LeftToRight
+from model.samplers.policies import FixedSteps, Hybrid, Threshold
+
+MASK, EOS, BLOCK = 30, 1, 8
+POLICIES = {
+    "one_token": FixedSteps(8), "three_steps": FixedSteps(3), "threshold": Threshold(0.35), "hybrid": Hybrid(0.35, 4)
+}
+
+
+def network(attention: str = "block_causal", seed: int = 0, block: int = BLOCK) -> Transformer:
+    config = NetworkConfig(
+        vocabulary_size=31, hidden_size=24, num_layers=2, num_heads=2, feed_forward_size=32, attention=attention,
+        block_tokens=block, maximum_positions=128, mask_token_id=MASK, eos_token_id=EOS, pad_token_id=0,
+    )
+    net = Transformer(config)
+    net.initialise(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(9)
+    return net.double().eval()
+
+
+def noisy_copy(net: Transformer, amount: float) -> Transformer:
+    copy, rng = network(), torch.Generator().manual_seed(7)
+    copy.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            noise = torch.empty_like(parameter).normal_(0.0, 1.0, generator=rng)
+            parameter.add_(noise * parameter.std() * amount)
+    return copy
+
+
+def prompts(count: int = 5, seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(2, MASK) for _ in range(rng.randrange(1, 21))] for _ in range(count)]
+
+
+def uncached_reference(net: Transformer, policy, prompt: list[int], new: int, early: bool = True) -> tuple[list[int], list[int]]:
+    """The same decoder written plainly: one row, the whole prefix recomputed at every step, no cache, no batch."""
+    from model.network.masks import AttentionPattern
+
+    total = -(-(len(prompt) + new) // BLOCK) * BLOCK
+    canvas = prompt + [MASK] * (total - len(prompt))
+    when, forwards = [0] * total, 0
+    for start in range(len(prompt) // BLOCK * BLOCK, total, BLOCK):
+        step, hidden_at_start = 0, canvas[start : start + BLOCK].count(MASK)
+        while MASK in canvas[start : start + BLOCK]:
+            end = start + BLOCK if net.config.attention == "block_causal" else total
+            tokens, positions = torch.tensor([canvas[:end]]), torch.arange(end)[None]
+            pattern = AttentionPattern(net.config.attention, torch.zeros_like(tokens), positions, BLOCK)
+            logits = net.head(net(tokens, positions, pattern))[0, start : start + BLOCK].double()
+            logits[:, MASK] = -torch.inf
+            confidence, token = logits.softmax(-1).max(-1)
+            doubt = torch.where(tokens[0, start : start + BLOCK] == MASK, 1 / confidence - 1, torch.inf)[None]
+            forwards += 1
+            reveal = policy.reveal(doubt, torch.tensor([step]), torch.tensor([hidden_at_start]))[0]
+            for column in reveal.nonzero()[:, 0].tolist():
+                canvas[start + column], when[start + column] = int(token[column]), forwards
+            step += 1
+            answer = canvas[len(prompt) : start + BLOCK]
+            if early and EOS in answer and MASK not in answer[: answer.index(EOS)]:
+                cut = answer.index(EOS) + 1
+                return answer[:cut][:new], when[len(prompt) :][:cut][:new]
+        answer = canvas[len(prompt) : start + BLOCK]
+        if EOS in answer:
+            break
+    answer, when = answer[:new], when[len(prompt) :]
+    cut = answer.index(EOS) + 1 if EOS in answer else len(answer)
+    return answer[:cut], when[:cut]
+
+
+@pytest.mark.parametrize("attention", ["block_causal", "bidirectional"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("early", [True, False])
+def test_a_batched_cached_decode_equals_the_plain_one_row_by_row(attention, policy, early):
+    net, asked = network(attention), prompts()
+    found = BlockDecoder(net, policy, batch_rows=3, eos_early_stop=early)(asked, 14)
+    for prompt, decoded in zip(asked, found, strict=True):
+        assert (decoded.tokens, decoded.revealed_at) == uncached_reference(net, policy, prompt, 14, early)
+
+
+GUESSERS = {
+    "stale": lambda net, depth: StaleGuesser(depth),
+    "perfect": lambda net, depth: DraftGuesser(net, net, depth),
+    "noisy": lambda net, depth: DraftGuesser(noisy_copy(net, 0.1), net, depth),
+    "adversarial": lambda net, depth: DraftGuesser(network(seed=99), net, depth),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("source", GUESSERS)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_speculation_changes_no_token_and_never_adds_a_target_forward(policy, source, depth):
+    net, asked = network(seed=depth), prompts(seed=depth)
+    plain = BlockDecoder(net, policy, batch_rows=4)(asked, 16)
+    found = BlockDecoder(net, policy, batch_rows=4, guesser=GUESSERS[source](net, depth))(asked, 16)
+    assert [d.tokens for d in found] == [d.tokens for d in plain]
+    for before, after in zip(plain, found, strict=True):
+        assert after.target_forwards <= before.target_forwards
+        assert after.counters["commit_forwards"] <= before.counters["commit_forwards"]
+    if source == "perfect":
+        assert sum(d.target_forwards for d in found) * 1.9 <= sum(d.target_forwards for d in plain) or policy == POLICIES["three_steps"]
+
+
+def test_following_a_guess_that_only_resembles_the_state_would_change_tokens(monkeypatch):
+    """Negative control: a walk that accepts the first guess unseen must be caught by the comparison above."""
+    from model.samplers import block_loop
+
+    net, asked = network(seed=1), prompts(seed=1)
+    plain = BlockDecoder(net, POLICIES["one_token"], batch_rows=4)(asked, 16)
+
+    def accept_anything(states, steps, block, step):
+        which = torch.full((states.shape[0],), states.shape[1] - 1)
+        return torch.ones(states.shape[0], dtype=torch.bool), which
+
+    monkeypatch.setattr(block_loop, "_find", accept_anything)
+    guesser = DraftGuesser(network(seed=99), net, 2)
+    found = BlockDecoder(net, POLICIES["one_token"], batch_rows=4, guesser=guesser)(asked, 16)
+    assert [d.tokens for d in found] != [d.tokens for d in plain]
+
+
+def test_no_mask_token_is_left_and_the_limit_holds():
+    for decoded in BlockDecoder(network(), FixedSteps(2))(prompts(), 13):
+        assert MASK not in decoded.tokens and 1 <= len(decoded.tokens) <= 13
+        assert len(decoded.tokens) == len(decoded.revealed_at) == len(decoded.confidence)
+        assert EOS not in decoded.tokens[:-1]
+
+
+def test_left_to_right_with_cache_and_batch_equals_recomputing_every_prefix():
+    from model.network.masks import AttentionPattern
+
+    net, asked = network("causal"), prompts()
+    found = LeftToRight(net, batch_rows=3)(asked, 12)
+    for prompt, decoded in zip(asked, found, strict=True):
+        tokens = list(prompt)
+        while len(tokens) - len(prompt) < 12 and EOS not in tokens[len(prompt) :]:
+            row = torch.tensor([tokens])
+            positions = torch.arange(len(tokens))[None]
+            hidden = net(row, positions, AttentionPattern("causal", torch.zeros_like(row), positions))
+            tokens.append(int(net.head(hidden)[0, -1].argmax()))
+        assert decoded.tokens == tokens[len(prompt) :]
+
+
+def test_bad_input_is_refused_with_the_way_out():
+    net = network()
+    decode = BlockDecoder(net, FixedSteps(8))
+    assert decode([], 8) == []
+    for prompt, new, message in (
+        ([], 8, "empty"), ([2, MASK], 8, "mask token"), ([2] * 125, 8, "context of 128"), ([2], 0, "at least 1")
+    ):
+        with pytest.raises(ValueError, match=message):
+            decode([prompt], new)
+    with pytest.raises(ValueError, match=r"\(0, 1\]"):
+        Threshold(0.0)
+    with pytest.raises(ValueError, match="at least 1"):
+        FixedSteps(0)
+    with pytest.raises(ValueError, match="Did you mean 'threshold'"):
+        make_policy({"name": "treshold"}, BLOCK)
+    with pytest.raises(ValueError, match="block_tokens"):
+        DraftGuesser(network(block=4), net, 2)
+    with pytest.raises(ValueError, match="policy"):
+        make_decoder(net)
+    with torch.no_grad():
+        net.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        decode([[2, 3]], 8)
