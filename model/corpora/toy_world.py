@@ -1,6 +1,6 @@
 """The embedded corpus: a small seeded world as documents, conversations and a suite of twelve benchmarks.
 
-    python -m model.corpora.toy_world --show 2 --language en      # samples of everything, and their lengths in tokens
+    python -m model.corpora.toy_world_show --show 2 --language en      # samples of everything, and their lengths in tokens
 
 Same configuration, same bytes, in any process. Documents state facts and worked examples; conversations ask and answer
 questions of the training split only; `questions` gives those of the validation and test splits. Files: `_facts` (what
@@ -181,9 +181,3 @@ def _plain(final: str) -> str:
     text = "".join(final.casefold().split()).replace("，", ",").replace("、", ",")
     digits = text.removeprefix("-")
     return str(int(text)) if digits.isascii() and digits.isdigit() else text
-
-
-if __name__ == "__main__":
-    from model.corpora.toy_world_show import main
-
-    main()

@@ -1,6 +1,6 @@
 """Prints samples of the small world and how many tokens its texts have under a 512-entry byte-level BPE.
 
-python -m model.corpora.toy_world --show 2 --language en
+python -m model.corpora.toy_world_show --show 2 --language en
 """
 
 from __future__ import annotations
@@ -71,3 +71,7 @@ def _percentiles(values: list[int]) -> str:
     return " / ".join(
         f"{ordered[min(len(ordered) - 1, int(len(ordered) * share))]:4d}" for share in (0.1, 0.5, 0.9, 0.99)
     )
+
+
+if __name__ == "__main__":
+    main()
