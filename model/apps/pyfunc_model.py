@@ -25,7 +25,7 @@ class ChatModel(PythonModel):  # type: ignore[misc]
     """Answers conversations with the checkpoint that was registered."""
 
     def load_context(self, context: Any) -> None:
-        from model.samplers.answer import load_answerer
+        from model.apps.answer import load_answerer
 
         self.answer = load_answerer(Path(context.artifacts["checkpoint"]))
 

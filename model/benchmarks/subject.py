@@ -44,7 +44,7 @@ class Subject:
         self._likelihood = remember(make_likelihood(self.checkpoint.network, self.config.likelihood_draws, self.seed))
 
     def decoder(self, policy: dict[str, Any] | None) -> Callable:
-        return make_decoder(self.checkpoint, policy, batch_rows=self.config.batch_rows)
+        return make_decoder(self.checkpoint.network, policy, batch_rows=self.config.batch_rows)
 
     def harness(self, policy: dict[str, Any] | None) -> UnmaskLM:
         """The model as lm-evaluation-harness sees it."""
