@@ -57,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         question = (sys.stdin.read() if options.question == "-" else options.question).strip()
         if not question:
-            raise ValueError('the question is empty; write it in quotes, or give - and type it, for example: echo "..." | …')
+            raise ValueError(
+                'the question is empty; write it in quotes, or give - and type it, for example: echo "..." | …'
+            )
         policy = policy_of(options)
         folders = options.models or default_models(Path("data/models"))
         answers = [ask(folder, question, policy, options.max_new_tokens) for folder in folders]
@@ -77,7 +79,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("question", help="the question, or - to read it from stdin (several lines are one question)")
     parser.add_argument("--models", nargs="+", type=Path, metavar="FOLDER", help="checkpoint folders to ask")
-    parser.add_argument("--policy", default="threshold", choices=sorted(POLICIES), help="how a diffusion model reveals tokens")
+    parser.add_argument(
+        "--policy", default="threshold", choices=sorted(POLICIES), help="how a diffusion model reveals tokens"
+    )
     parser.add_argument("--threshold", type=float, help="confidence to reveal at (default 0.9)")
     parser.add_argument("--tokens", type=int, help="of tokens_per_step (default 8)")
     parser.add_argument("--steps", type=int, help="steps per block, of fixed_steps and hybrid (default 8)")
@@ -90,9 +94,13 @@ def policy_of(options: argparse.Namespace) -> dict[str, Any]:
     wanted = POLICIES[options.policy]
     for name in DEFAULTS:
         if getattr(options, name) is not None and name not in wanted:
-            raise ValueError(f"--{name} means nothing to --policy {options.policy}: leave it out, or choose another policy")
+            raise ValueError(
+                f"--{name} means nothing to --policy {options.policy}: leave it out, or choose another policy"
+            )
     given = {name: getattr(options, name) for name in wanted}
-    return {"name": options.policy} | {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+    return {"name": options.policy} | {
+        name: DEFAULTS[name] if value is None else value for name, value in given.items()
+    }
 
 
 def default_models(folder: Path) -> list[Path]:

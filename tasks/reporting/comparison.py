@@ -9,7 +9,7 @@ from model.benchmarks.trade_off import EqualQuality, Point, area_under_paralleli
 from tasks.reporting.inputs import MODELS, REFERENCE, TUNED, Inputs, Model, Record
 
 MARGIN = 1.0  # points of score that equal quality may cost
-RESAMPLES = 4000
+RESAMPLES, CHUNK = 4000, 200  # resamples drawn at once: bounds memory
 Interval = dict[str, float]  # value, low, high (95 %)
 
 
@@ -63,9 +63,9 @@ def model_row(inputs: Inputs, model: Model, equal: dict[str, EqualQuality | None
 
 
 def point_figures(summary: dict[str, Any], name: str) -> dict[str, Any]:
-    """Score, and tokens per forward where something was generated, of one operating point."""
+    """Score, tokens per forward and confidence of one operating point; None for what only written answers have."""
     figures = {"point": name, "items": summary["items"], "score": summary["score"]}
-    return figures | {key: summary[key] for key in ("tokens_per_forward", "mean_confidence") if key in summary}
+    return figures | {key: summary.get(key) for key in ("tokens_per_forward", "mean_confidence")}
 
 
 def main_point(inputs: Inputs, instance: str) -> str:
@@ -113,7 +113,9 @@ def equal_quality(inputs: Inputs, instance: str) -> EqualQuality | None:
 def trade_off(inputs: Inputs) -> dict[str, Any]:
     """instance -> the test points of its thresholds, least parallel first, and their AUP (y_max over all models)."""
     curves = {
-        model.instance: [p for p in points(inputs.evaluations[model.instance], "test") if p.name.startswith("threshold=")]
+        model.instance: [
+            p for p in points(inputs.evaluations[model.instance], "test") if p.name.startswith("threshold=")
+        ]
         for model in MODELS
         if inputs.evaluations[model.instance]["attention"] != "causal"
     }
@@ -227,7 +229,8 @@ def paired_ratio(first: list[Record], second: list[Record]) -> Interval:
     def ratio(sums: numpy.ndarray) -> numpy.ndarray:
         return sums[..., 0] / sums[..., 1] / (sums[..., 2] / sums[..., 3])
 
-    rng = numpy.random.default_rng(0)
-    drawn = [ratio(counts[rng.integers(0, len(counts), len(counts))].sum(axis=0)) for _ in range(RESAMPLES)]
-    low, high = numpy.quantile(drawn, [0.025, 0.975])
+    rng, drawn = numpy.random.default_rng(0), []
+    for _ in range(RESAMPLES // CHUNK):
+        drawn.append(ratio(counts[rng.integers(0, len(counts), (CHUNK, len(counts)))].sum(axis=1)))
+    low, high = numpy.quantile(numpy.concatenate(drawn), [0.025, 0.975])
     return {"value": float(ratio(counts.sum(axis=0))), "low": float(low), "high": float(high)}

@@ -57,9 +57,12 @@ def headlines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         )
     ratio = cap["ratios"].get(REFERENCE)
     value = f"{ratio['value']:.2f}x" if ratio else wording.NONE
-    found.append(("CAP's parallelism / SFT's, equal quality", value, {"holds": "claim holds"}.get(cap["claim"], cap["claim"])))
-    if tuned := rows[TUNED]["threshold"]:
-        both = f"SFT {wording.number(sft['threshold']['tokens_per_forward']['value'], 2)}"
+    found.append(
+        ("CAP's parallelism / SFT's, equal quality", value, {"holds": "claim holds"}.get(cap["claim"], cap["claim"]))
+    )
+    tuned = rows[TUNED]["threshold"]
+    if wording.nested(tuned, "tokens_per_forward"):
+        both = f"SFT {wording.number(wording.nested(sft, 'threshold', 'tokens_per_forward', 'value'), 2)}"
         found.append(
             (
                 f"CAP tokens per forward, {wording.point_name(tuned['point'])}",
@@ -71,6 +74,10 @@ def headlines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         best = max(speculated, key=lambda row: row["forwards_ratio"])
         identical = wording.share(min(row["identical_fraction"] for row in speculated))
         found.append(
-            ("speculative decoding, fewer target forwards", f"{best['forwards_ratio']:.2f}x", f"{identical} identical answers")
+            (
+                "speculative decoding, fewer target forwards",
+                f"{best['forwards_ratio']:.2f}x",
+                f"{identical} identical answers",
+            )
         )
     return found

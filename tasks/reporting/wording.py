@@ -31,8 +31,8 @@ def cap_sentences(cap: dict[str, Any]) -> list[str]:
     """What the CAP comparison says, claim first."""
     if not cap["chosen"]:
         return [
-            f"Not resolved: no operating point of CAP reaches SFT's score at one token per forward minus {cap['margin']:g} on the "
-            "validation questions, or there was no validation split to choose on."
+            f"Not resolved: no operating point of CAP reaches SFT's score at one token per forward minus {cap['margin']:g} "
+            "on the validation questions, or there was no validation split to choose on."
         ]
     heading = {
         "holds": "CAP reveals more tokens per forward than SFT and both controls, at equal quality.",
@@ -66,8 +66,8 @@ def speculation_sentence(speculation: dict[str, Any]) -> str:
         if row["policy"] not in best or row["forwards_ratio"] > best[row["policy"]]["forwards_ratio"]:
             best[row["policy"]] = row
     saved = "; ".join(
-        f"{row['forwards_ratio']:.2f}x under {policy.replace('_', ' ')} ({TITLES.get(row['target'], row['target'])}, {row['source']}, "
-        f"depth {row['depth']})"
+        f"{row['forwards_ratio']:.2f}x under {policy.replace('_', ' ')} "
+        f"({TITLES.get(row['target'], row['target'])}, {row['source']}, depth {row['depth']})"
         for policy, row in best.items()
     )
     return f"{share(identical)} of answers identical; fewer target forwards, at best: {saved}."
@@ -93,11 +93,11 @@ def as_text(figures: dict[str, Any]) -> str:
             number(row["parameters"], 0),
             number(row["val_bits_per_byte"], 3),
             interval(row["one_token"]["score"]),
-            number(row["threshold"] and row["threshold"]["score"]["value"]),
-            number(row["threshold"] and row["threshold"]["tokens_per_forward"]["value"], 2),
-            number(row["many_tokens"] and row["many_tokens"]["score"]["value"]),
+            number(nested(row, "threshold", "score", "value")),
+            number(nested(row, "threshold", "tokens_per_forward", "value"), 2),
+            number(nested(row, "many_tokens", "score", "value")),
             equal_quality(row["equal_quality"]),
-            number(row["equal_quality"] and row["equal_quality"]["ratio_to_sft"], 2),
+            number(nested(row, "equal_quality", "ratio_to_sft"), 2),
         ]
         for row in rows
     ]
@@ -121,6 +121,15 @@ def as_text(figures: dict[str, Any]) -> str:
     )
 
 
+def nested(value: Any, *keys: str) -> Any:
+    """The value under a path of keys; None where a part of the path is None."""
+    for key in keys:
+        if value is None:
+            return None
+        value = value[key]
+    return value
+
+
 def equal_quality(one: dict[str, Any] | None) -> str:
     """`3.41 (threshold 0.80)`."""
     return NONE if not one else f"{one['tokens_per_forward']:.2f} ({point_name(one['chosen'])})"
@@ -142,5 +151,3 @@ def columns(rows: list[list[str]]) -> list[str]:
         for row in rows
     ]
     return [lines[0], "-" * sum(widths, 2 * (len(widths) - 1)), *lines[1:]]
-
-
