@@ -1,6 +1,6 @@
 """The embedded corpus: a small seeded world as documents, conversations and a suite of twelve benchmarks.
 
-    python -m model.corpora.toy_world_show --show 2 --language en      # samples of everything, and their lengths in tokens
+    python -m model.corpora.toy_world_show --show 2 --language en  # samples of everything, and their lengths in tokens
 
 Same configuration, same bytes, in any process. Documents state facts and worked examples; conversations ask and answer
 questions of the training split only; `questions` gives those of the validation and test splits. Files: `_facts` (what
