@@ -154,4 +154,5 @@ def _frame(x: _Axis | None, y: _Axis, x_title: str, y_title: str, size: tuple[in
 
 
 def _svg(body: Sequence[str], size: tuple[int, int], label: str) -> str:
-    return f'<svg viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
+    opening = f'<svg viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" role="img" aria-label="{escape(label)}">'
+    return f"{opening}{''.join(body)}</svg>"
