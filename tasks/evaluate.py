@@ -122,7 +122,7 @@ def decode_split(stage: Stage, subject: Subject, policy: dict | None, name: str,
 
 
 def measure(stage: Stage, subject: Subject, config: EvaluateConfig, judge: Callable) -> tuple[dict[str, Any], Records]:
-    """All figures of a model, and the samples of its main operating points."""
+    """All figures of a model, and the test samples of all its operating points."""
     from model.benchmarks.records import first_items, summarise
     from model.benchmarks.suite import TOY_SUITE
 
@@ -142,6 +142,7 @@ def measure(stage: Stage, subject: Subject, config: EvaluateConfig, judge: Calla
             options = {"eos": subject.eos, "resamples": config.resamples, "seed": stage.seed}
             if is_main:
                 test[name] = summarise(records, **options)
+            if split == "test":  # every point, so that the report can compare models question by question
                 samples += [{"point": name, **record} for record in records]
             sweep[split][name] = brief(summarise(first_items(records, items), **options))
     return {"main_point": main_names[0], "test": test, "sweep": sweep, **trade_off(sweep, main_names[0])}, samples
