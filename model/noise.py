@@ -31,7 +31,10 @@ class HidingConfig:
 
 
 def draw_hidden(
-    segments: Int[Tensor, "batch length"], maskable: Bool[Tensor, "batch length"], config: HidingConfig, rng: torch.Generator
+    segments: Int[Tensor, "batch length"],
+    maskable: Bool[Tensor, "batch length"],
+    config: HidingConfig,
+    rng: torch.Generator,
 ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch length"]]:
     """Which maskable tokens are hidden, and the loss weight of each (1/t, or n/k under exact_count); unmaskable ones never.
 

@@ -41,7 +41,9 @@ def speculate(stage: Stage) -> None:
                     values = {"forwards_ratio": rows[-1]["forwards_ratio"], "wall_clock_ratio": plain_seconds / seconds}
                     stage.tracker.log_metrics({f"{label}/{key}": value for key, value in values.items()}, step=depth)
                     print(summary(rows[-1], plain_seconds / seconds), flush=True)
-    publish_metrics(stage, stage.name, {"num_prompts": len(prompts), "max_new_tokens": section["max_new_tokens"], "rows": rows})
+    publish_metrics(
+        stage, stage.name, {"num_prompts": len(prompts), "max_new_tokens": section["max_new_tokens"], "rows": rows}
+    )
 
 
 def benchmark_prompts(stage: Stage, target: Checkpoint) -> list[list[int]]:
@@ -49,14 +51,18 @@ def benchmark_prompts(stage: Stage, target: Checkpoint) -> list[list[int]]:
     tokenizer = load_tokenizer(str(target.folder))
     files = sorted((stage.root / "data/raw/benchmarks").glob("*.test.jsonl"))
     if not files:
-        raise ValueError("data/raw/benchmarks has no *.test.jsonl to take prompts from: set download.benchmarks and run download")
+        raise ValueError(
+            "data/raw/benchmarks has no *.test.jsonl to take prompts from: set download.benchmarks and run download"
+        )
     questions = [
         json.loads(line)["question"]
         for file in files
         for line in file.read_text(encoding="utf-8").splitlines()[: stage.section["prompts_per_benchmark"]]
     ]
     turns = [[{"role": "user", "content": question}] for question in questions]
-    return [tokenizer.apply_chat_template(t, add_generation_prompt=True, tokenize=True, return_dict=False) for t in turns]
+    return [
+        tokenizer.apply_chat_template(t, add_generation_prompt=True, tokenize=True, return_dict=False) for t in turns
+    ]
 
 
 def make_guesser(source: str, depth: int, target: Checkpoint, draft: Checkpoint) -> Guesser:
@@ -68,7 +74,9 @@ def make_guesser(source: str, depth: int, target: Checkpoint, draft: Checkpoint)
     raise ValueError(f"speculate.sources holds '{source}': it must be draft or stale")
 
 
-def decode(model: Checkpoint, policy: dict, guesser: Guesser | None, prompts, section: dict) -> tuple[list[Decoded], float]:
+def decode(
+    model: Checkpoint, policy: dict, guesser: Guesser | None, prompts, section: dict
+) -> tuple[list[Decoded], float]:
     """Answers and seconds."""
     decoder = make_decoder(model.network, policy, batch_rows=section["batch_rows"], guesser=guesser)
     started = time.perf_counter()
@@ -76,7 +84,9 @@ def decode(model: Checkpoint, policy: dict, guesser: Guesser | None, prompts, se
     return answers, time.perf_counter() - started
 
 
-def compare(target: str, policy: str, source: str, depth: int, plain: list[Decoded], found: list[Decoded]) -> dict[str, Any]:
+def compare(
+    target: str, policy: str, source: str, depth: int, plain: list[Decoded], found: list[Decoded]
+) -> dict[str, Any]:
     """One row of the result: what was saved, at what cost, and whether anything changed (it must not)."""
     tokens = sum(len(answer.tokens) for answer in plain)
     before, after = total(plain, "target_forwards"), total(found, "target_forwards")

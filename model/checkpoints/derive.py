@@ -44,10 +44,17 @@ def layer_subset(network: Transformer, layers: list[int]) -> Transformer:
     config: NetworkConfig = replace(network.config, num_layers=len(layers))
     student = Transformer(config)
     student.load_state_dict(
-        {**{k: v for k, v in network.state_dict().items() if not k.startswith("layers.")}, **_layers(network.layers, layers)}
+        {
+            **{k: v for k, v in network.state_dict().items() if not k.startswith("layers.")},
+            **_layers(network.layers, layers),
+        }
     )
     return student
 
 
 def _layers(source: nn.ModuleList, layers: list[int]) -> dict[str, torch.Tensor]:
-    return {f"layers.{new}.{name}": value for new, old in enumerate(layers) for name, value in source[old].state_dict().items()}
+    return {
+        f"layers.{new}.{name}": value
+        for new, old in enumerate(layers)
+        for name, value in source[old].state_dict().items()
+    }

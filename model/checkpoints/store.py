@@ -17,7 +17,13 @@ from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 
 MODEL_TYPE = "unmask"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ def load_config(folder: Path) -> NetworkConfig:
     values = json.loads(path.read_text())
     model_type = values.pop("model_type", None)
     if model_type != MODEL_TYPE:
-        raise ValueError(f"{path}: model_type '{model_type}' is not '{MODEL_TYPE}': only checkpoints that Unmask saved load here")
+        raise ValueError(
+            f"{path}: model_type '{model_type}' is not '{MODEL_TYPE}': only checkpoints that Unmask saved load here"
+        )
     return NetworkConfig.from_dict(values)
 
 
@@ -64,7 +72,9 @@ def load_checkpoint(folder: Path, device: str = "cpu", dtype: torch.dtype | None
     try:
         tensors = load_file(folder / "model.safetensors", device=device)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / 'model.safetensors'} cannot be read ({error}): copy or download it again") from error
+        raise ValueError(
+            f"{folder / 'model.safetensors'} cannot be read ({error}): copy or download it again"
+        ) from error
     _check(tensors, network, config, folder)
     network.load_state_dict(tensors, strict=False)
     return Checkpoint(network.to(device=device, dtype=dtype).eval(), config, folder)

@@ -37,7 +37,9 @@ class PrefixCache:
         """Which of the first `extent` positions hold something."""
         return torch.arange(extent, device=slots.device)[None] < self.lengths[slots][:, None]
 
-    def append(self, slots: Int[Tensor, " rows"], new: list[tuple[Tensor, Tensor]], counts: Int[Tensor, " rows"]) -> None:
+    def append(
+        self, slots: Int[Tensor, " rows"], new: list[tuple[Tensor, Tensor]], counts: Int[Tensor, " rows"]
+    ) -> None:
         """Store the first counts[r] of the new positions [rows, heads, new, width] behind what slot r holds."""
         num_new = new[0][0].shape[2]
         keep = torch.arange(num_new, device=slots.device)[None] < counts[:, None]

@@ -45,7 +45,9 @@ class NetworkConfig:
                 f"network.num_heads {self.num_heads} must be a multiple of network.num_key_value_heads {self.key_value_heads}"
             )
         if self.width_per_head % 2:
-            raise ValueError(f"the head size {self.width_per_head} must be even: rotary embedding turns pairs of dimensions")
+            raise ValueError(
+                f"the head size {self.width_per_head} must be even: rotary embedding turns pairs of dimensions"
+            )
 
     @property
     def width_per_head(self) -> int:
@@ -67,7 +69,9 @@ class NetworkConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"unknown key(s) in the network configuration: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"unknown key(s) in the network configuration: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
         try:
             return cls(**values)
         except TypeError as error:

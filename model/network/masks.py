@@ -17,9 +17,9 @@ KINDS = ("causal", "bidirectional", "block_causal", "block_diffusion")
 class AttentionPattern:
     """An attention rule inside documents; every rule forbids looking into another document or at padding.
 
-    causal: keys at positions up to the query's. bidirectional: the whole document. block_causal: keys in blocks up to the query's.
-    block_diffusion: the training mask of block diffusion (arXiv:2503.09573) over `[x_t ; x_0]`: a noisy row sees the noisy rows of
-    its own block and the clean rows of earlier blocks; a clean row sees clean rows block-causally.
+    causal: keys at positions up to the query's. bidirectional: the whole document. block_causal: keys in blocks up to
+    the query's. block_diffusion: the training mask of block diffusion (arXiv:2503.09573) over `[x_t ; x_0]`: a noisy row
+    sees the noisy rows of its own block and the clean rows of earlier blocks; a clean row sees clean rows block-causally.
     """
 
     kind: str

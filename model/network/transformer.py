@@ -59,7 +59,9 @@ class Attention(nn.Module):
         return functional.linear(x, weight).unflatten(-1, (-1, self.width)).transpose(1, 2)
 
 
-def _take(x: Float[Tensor, "batch rows width"], columns: Int[Tensor, "batch asked"]) -> Float[Tensor, "batch asked width"]:
+def _take(
+    x: Float[Tensor, "batch rows width"], columns: Int[Tensor, "batch asked"]
+) -> Float[Tensor, "batch asked width"]:
     return x.gather(1, columns[:, :, None].expand(-1, -1, x.shape[2]))
 
 
@@ -88,7 +90,12 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: Tensor, turn: tuple[Tensor, Tensor], allowed: Tensor, cached, asked: Bool[Tensor, "batch rows"] | None = None
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        allowed: Tensor,
+        cached,
+        asked: Bool[Tensor, "batch rows"] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The new residual stream and this call's keys and values; with `asked` only those rows, flat [num_asked, hidden]."""
         if asked is None:
@@ -129,7 +136,7 @@ class Transformer(nn.Module):
         embedding_noise: Float[Tensor, "batch rows hidden"] | None = None,
         asked: Bool[Tensor, "batch rows"] | None = None,
     ) -> Float[Tensor, "..."]:
-        """Normalised hidden states [batch, rows, hidden]; a pattern, or the dense matrix of who sees whom, says who attends to whom.
+        """Normalised hidden states [batch, rows, hidden]; a pattern, or the dense matrix, says who attends to whom.
 
         With `asked` the result is [num_asked, hidden] in row-major order, and the last layer computes no other row: an objective
         that grades a quarter of the rows saves most of a layer.
@@ -144,13 +151,15 @@ class Transformer(nn.Module):
         part: CachedPart,
         asked: Bool[Tensor, "batch rows"] | None = None,
     ) -> tuple[Float[Tensor, "..."], NewKeysValues]:
-        """Hidden states (as `forward`) of rows that also see a prefix cache, and their own keys and values per layer (not stored).
+        """Hidden states (as `forward`) of rows that also see a prefix cache, and their own keys and values (not stored).
 
         `allowed` spans the cache's first `extent` positions, then the rows themselves; part = (cache, slots, extent).
         """
         return self._run(tokens, positions, allowed, None, part, asked)
 
-    def _run(self, tokens, positions, pattern, embedding_noise, part: CachedPart | None, asked) -> tuple[Tensor, NewKeysValues]:
+    def _run(
+        self, tokens, positions, pattern, embedding_noise, part: CachedPart | None, asked
+    ) -> tuple[Tensor, NewKeysValues]:
         x = self.embedding(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise

@@ -75,7 +75,9 @@ def noisy_columns(
     """Columns of every row that need a noisy copy, row by row in order, padded to the longest row; and which are real."""
     batch, length = graded.shape
     if length % block_tokens:
-        raise ValueError(f"rows of {length} tokens are not a multiple of block_tokens {block_tokens}: choose one that divides")
+        raise ValueError(
+            f"rows of {length} tokens are not a multiple of block_tokens {block_tokens}: choose one that divides"
+        )
     needed = graded.view(batch, -1, block_tokens).any(-1)
     order = (~needed).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(needed.sum(1).max())]
     real = needed.gather(1, order)

@@ -23,7 +23,9 @@ class Confidence:
 
     def __post_init__(self) -> None:
         if self.strength < 0 or self.temperature <= 0:
-            raise ValueError(f"CAP needs strength >= 0 (got {self.strength}) and temperature > 0 (got {self.temperature})")
+            raise ValueError(
+                f"CAP needs strength >= 0 (got {self.strength}) and temperature > 0 (got {self.temperature})"
+            )
 
     @property
     def weights(self) -> dict[str, float]:

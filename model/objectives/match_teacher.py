@@ -26,7 +26,9 @@ class MatchTeacher:
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
-            raise ValueError(f"the direction of the divergence '{self.direction}' must be one of {', '.join(DIRECTIONS)}")
+            raise ValueError(
+                f"the direction of the divergence '{self.direction}' must be one of {', '.join(DIRECTIONS)}"
+            )
         if not 0.0 <= self.teacher_share <= 1.0:
             raise ValueError(f"teacher_share {self.teacher_share} must lie in [0, 1]")
         self.teacher.eval().requires_grad_(False)

@@ -73,7 +73,9 @@ class BlockDecoder:
             if not prompt:
                 raise ValueError(f"prompt {index} is empty: give at least one token")
             if config.mask_token_id in prompt:
-                raise ValueError(f"prompt {index} contains the mask token {config.mask_token_id}: it would count as hidden text")
+                raise ValueError(
+                    f"prompt {index} contains the mask token {config.mask_token_id}: it would count as hidden text"
+                )
             if len(prompt) + max_new_tokens > config.maximum_positions:
                 raise ValueError(
                     f"prompt {index} has {len(prompt)} tokens: with max_new_tokens {max_new_tokens} that exceeds the context of "

@@ -43,5 +43,7 @@ def make_decoder(
     if network.config.attention == "causal":
         return LeftToRight(network, batch_rows)
     if policy is None:
-        raise ValueError("a diffusion network needs a decoding policy, for example {'name': 'threshold', 'threshold': 0.9}")
+        raise ValueError(
+            "a diffusion network needs a decoding policy, for example {'name': 'threshold', 'threshold': 0.9}"
+        )
     return BlockDecoder(network, make_policy(policy, network.config.block_tokens), batch_rows, eos_early_stop, guesser)

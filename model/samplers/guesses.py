@@ -122,7 +122,13 @@ class DraftGuesser:
             proposals = self.source.forward(slots, current[:, None], rows.starts[slots])
             rows.counters["draft_forwards"][slots] += hidden.long()
             current, step = advance(
-                policy, current, step, rows.hidden_at_start[slots], rows.mask, proposals.tokens[:, 0], proposals.doubt[:, 0]
+                policy,
+                current,
+                step,
+                rows.hidden_at_start[slots],
+                rows.mask,
+                proposals.tokens[:, 0],
+                proposals.doubt[:, 0],
             )
             all_states.append(current)
             all_steps.append(step)
@@ -134,7 +140,9 @@ class DraftGuesser:
     def commit(self, slots, rows) -> None:
         """The draft keeps its own keys and values of the finished block: one more draft forward."""
         blocks = rows.blocks[slots]
-        proposals = self.source.forward(slots, blocks[:, None], rows.starts[slots]) if self.source.needs_commit else None
+        proposals = (
+            self.source.forward(slots, blocks[:, None], rows.starts[slots]) if self.source.needs_commit else None
+        )
         if proposals is not None:
             rows.counters["draft_forwards"][slots] += 1
         index = torch.arange(slots.shape[0], device=slots.device)
@@ -152,4 +160,6 @@ def _check_compatible(draft: Transformer, target: Transformer) -> None:
     for name in ("vocabulary_size", "mask_token_id", "eos_token_id", "block_tokens"):
         ours, theirs = getattr(draft.config, name), getattr(target.config, name)
         if ours != theirs:
-            raise ValueError(f"draft and target differ in {name} ({ours} and {theirs}): the draft must be distilled from this target")
+            raise ValueError(
+                f"draft and target differ in {name} ({ours} and {theirs}): the draft must be distilled from this target"
+            )

@@ -88,6 +88,12 @@ class LeftToRight:
 
 def _decoded(answer: list[tuple[int, float, float]]) -> Decoded:
     """One forward per token: the first comes out of the prompt's forward, which therefore counts as decoding."""
-    counters = {"target_forwards": len(answer), "prefill_forwards": 0, "commit_forwards": 0, "draft_forwards": 0, "rows_verified": len(answer)}
+    counters = {
+        "target_forwards": len(answer),
+        "prefill_forwards": 0,
+        "commit_forwards": 0,
+        "draft_forwards": 0,
+        "rows_verified": len(answer),
+    }
     tokens, confidence, gaps = zip(*answer, strict=True)
     return Decoded(list(tokens), list(range(1, len(answer) + 1)), list(confidence), counters, min(gaps))

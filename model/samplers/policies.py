@@ -1,7 +1,8 @@
 """Which hidden positions a step reveals: small deterministic objects over (doubt, step, hidden at the block's start).
 
-`doubt` = (1 - confidence) / confidence of the proposed token in float64: it orders positions exactly as confidence does, but stays
-resolvable where confidences round to 1. Ties: position ascending. Every policy reveals at least one token while any is hidden.
+`doubt` = (1 - confidence) / confidence of the proposed token in float64: it orders positions exactly as confidence does, but
+stays resolvable where confidences round to 1. Ties: position ascending. Every policy reveals at least one token while any is
+hidden.
 """
 
 from dataclasses import dataclass

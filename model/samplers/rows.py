@@ -102,7 +102,11 @@ class Rows:
     def _keep(self, slots: Int[Tensor, " rows"]) -> None:
         skip = (self.prompt_tokens[slots] - self.starts[slots]).clamp_min(0).tolist()
         values = zip(
-            slots.tolist(), skip, self.blocks[slots].tolist(), self.revealed_at[slots].tolist(), self.confidence[slots].tolist(),
+            slots.tolist(),
+            skip,
+            self.blocks[slots].tolist(),
+            self.revealed_at[slots].tolist(),
+            self.confidence[slots].tolist(),
             strict=True,
         )
         for slot, first, tokens, revealed, confidence in values:
@@ -127,4 +131,10 @@ class Rows:
         tokens = [token for token, _, _ in written]
         end = tokens.index(self.eos) + 1 if self.eos in tokens else len(tokens)
         counters = {name: int(counter[slot]) for name, counter in self.counters.items()}
-        return Decoded(tokens[:end], [r for _, r, _ in written[:end]], [c for _, _, c in written[:end]], counters, float(self.gap[slot]))
+        return Decoded(
+            tokens[:end],
+            [r for _, r, _ in written[:end]],
+            [c for _, _, c in written[:end]],
+            counters,
+            float(self.gap[slot]),
+        )

@@ -76,7 +76,9 @@ class CachedTarget:
         return 1
 
     @torch.no_grad()
-    def forward(self, slots: Int[Tensor, " rows"], states: Int[Tensor, "rows candidates block"], starts: Tensor) -> Proposals:
+    def forward(
+        self, slots: Int[Tensor, " rows"], states: Int[Tensor, "rows candidates block"], starts: Tensor
+    ) -> Proposals:
         """Proposals for every candidate from one forward of candidates x block rows over the shared prefix."""
         rows, candidates, block = states.shape
         extent = int(self.cache.lengths[slots].max())
@@ -90,7 +92,9 @@ class CachedTarget:
         tokens, doubt, gap = propose(self.network, hidden, states.view(rows * candidates, block))
         return Proposals(tokens.view(states.shape), doubt.view(states.shape), gap.view(states.shape), new)
 
-    def commit(self, slots, starts, blocks, rows: Int[Tensor, " n"], picked: Int[Tensor, " n"], proposals: Proposals) -> None:
+    def commit(
+        self, slots, starts, blocks, rows: Int[Tensor, " n"], picked: Int[Tensor, " n"], proposals: Proposals
+    ) -> None:
         """Keep the keys and values of candidate picked[i] of forward row rows[i] behind slot slots[i]'s prefix."""
         offsets = picked[:, None] * self.block + torch.arange(self.block, device=slots.device)
         index = offsets[:, None, :, None]
@@ -123,9 +127,11 @@ class CanvasTarget:
         return 0
 
     @torch.no_grad()
-    def forward(self, slots: Int[Tensor, " rows"], states: Int[Tensor, "rows candidates block"], starts: Tensor) -> Proposals:
+    def forward(
+        self, slots: Int[Tensor, " rows"], states: Int[Tensor, "rows candidates block"], starts: Tensor
+    ) -> Proposals:
         """Proposals for every candidate; each candidate is a canvas row of its own."""
-        rows, candidates, block = states.shape
+        _, candidates, block = states.shape
         extent = int(self.lengths[slots].max())
         canvas = self.canvas[slots, :extent].repeat_interleave(candidates, 0)
         columns = starts.repeat_interleave(candidates)[:, None] + torch.arange(block, device=slots.device)
@@ -133,7 +139,9 @@ class CanvasTarget:
         positions = torch.arange(extent, device=slots.device).expand(canvas.shape)
         inside = positions < self.lengths[slots].repeat_interleave(candidates)[:, None]
         pattern = AttentionPattern("bidirectional", torch.where(inside, 0, -1), positions)
-        asked = torch.zeros_like(inside).scatter(1, columns, states.view(-1, block) == self.network.config.mask_token_id)
+        asked = torch.zeros_like(inside).scatter(
+            1, columns, states.view(-1, block) == self.network.config.mask_token_id
+        )
         hidden = self.network(canvas, positions, pattern, asked=asked)
         tokens, doubt, gap = propose(self.network, hidden, states.view(-1, block))
         return Proposals(tokens.view(states.shape), doubt.view(states.shape), gap.view(states.shape))

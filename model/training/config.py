@@ -28,11 +28,20 @@ class TrainingConfig:
     log_every_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_rows", "accumulation_steps", "validate_every_steps", "checkpoint_every_steps", "log_every_steps"):
+        for name in (
+            "steps",
+            "batch_rows",
+            "accumulation_steps",
+            "validate_every_steps",
+            "checkpoint_every_steps",
+            "log_every_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         if self.batch_rows % self.accumulation_steps:
-            raise ValueError(f"batch_rows {self.batch_rows} must be a multiple of accumulation_steps {self.accumulation_steps}")
+            raise ValueError(
+                f"batch_rows {self.batch_rows} must be a multiple of accumulation_steps {self.accumulation_steps}"
+            )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision '{self.precision}' must be one of {', '.join(PRECISIONS)}")
         if self.learning_rate <= 0:
@@ -44,5 +53,7 @@ class TrainingConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(section) - known - set(method_keys))
         if unknown:
-            raise ValueError(f"unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(known | set(method_keys)))}")
+            raise ValueError(
+                f"unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(known | set(method_keys)))}"
+            )
         return cls(**{key: value for key, value in section.items() if key in known})

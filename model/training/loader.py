@@ -105,12 +105,11 @@ class RowLoader:
     def _quotas(self) -> np.ndarray:
         """Rows of each corpus in a period: shares rounded by largest remainder, at least one each."""
         weights = np.array([weight for _, weight in self.folders_with_weights], float)
-        exact = np.maximum(weights / weights.sum() * PERIOD_ROWS, 1)
-        exact *= PERIOD_ROWS / exact.sum()
+        exact = weights / weights.sum() * PERIOD_ROWS
         quotas = np.maximum(np.floor(exact), 1).astype(np.int64)
-        for index in np.argsort(quotas - exact, kind="stable")[: PERIOD_ROWS - quotas.sum()]:
-            quotas[index] += 1
-        quotas[np.argmax(quotas)] += PERIOD_ROWS - quotas.sum()
+        missing = PERIOD_ROWS - int(quotas.sum())
+        quotas[np.argsort(quotas - exact, kind="stable")[: max(missing, 0)]] += 1
+        quotas[np.argmax(quotas)] += min(missing, 0)  # what the least corpora were given for nothing
         return quotas
 
     def _plan(self, period: int) -> np.ndarray:

@@ -80,7 +80,12 @@ class Trainer:
         self._resume()
         config, progress = self.config, self.progress
         bar = tqdm(
-            total=config.steps, initial=progress.step, desc=self.name, unit="step", mininterval=2.0, dynamic_ncols=True,
+            total=config.steps,
+            initial=progress.step,
+            desc=self.name,
+            unit="step",
+            mininterval=2.0,
+            dynamic_ncols=True,
             disable=not self.accelerator.is_local_main_process,
         )
         window = _Window()
@@ -105,23 +110,26 @@ class Trainer:
         step, config = self.progress.step, self.config
         self.network.train()
         slices = self._slices(batch, step)
-        totals = self._counts(slices)
+        alone = len(slices) * self.accelerator.num_processes == 1  # then the only slice's own counts are the totals
+        totals = {} if alone else self._counts(slices)
         measured: dict[str, Tensor] = {}
         for view in slices:
             terms = self._terms(view)
+            if alone:
+                totals = {name: count.clamp_min(1.0) for name, (_, count) in terms.items()}
             parts = {name: total / totals[name] for name, (total, _) in terms.items()}
             loss = sum(self.objective.weights[name] * part for name, part in parts.items())
             # DDP averages gradients over processes; the terms are already divided by the counts of all of them.
             self.accelerator.backward(loss * self.accelerator.num_processes)
-            measured = {name: measured.get(name, 0.0) + part.detach() for name, part in parts.items()}
-            measured["loss"] = measured.get("loss", 0.0) + loss.detach()
+            for name, part in {**parts, "loss": loss}.items():
+                measured[name] = measured.get(name, 0.0) + part.detach()
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
         values = {name: float(self.accelerator.reduce(value, "sum")) for name, value in measured.items()}
         values["gradient_norm"] = float(norm)
         if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
             raise ValueError(
                 f"{self.name}: the loss or its gradient is not finite at step {step + 1} (loss {values['loss']}, gradient norm "
-                f"{values['gradient_norm']}). The last good checkpoint is kept in {self.work}; lower learning_rate or gradient_clip"
+                f"{values['gradient_norm']}). The last good checkpoint is in {self.work}; lower learning_rate or gradient_clip"
             )
         values["learning_rate"] = config.learning_rate * self.factor(step)
         for group in self.optimizer.param_groups:
@@ -147,7 +155,7 @@ class Trainer:
             return self.objective.score(hidden, self.raw_network.head, view)
 
     def _counts(self, views: list[View]) -> dict[str, Tensor]:
-        """Counts of every term summed over accumulation and processes; a first pass without gradient where only the network knows."""
+        """Counts of every term summed over slices and processes; a pass without gradient where only the network knows them."""
         totals: dict[str, Tensor] = {}
         for view in views:
             counts = self.objective.counts(view)
@@ -180,7 +188,11 @@ class Trainer:
         nats_per_byte = sums[likelihood][0] / (self.validation.num_bytes * graded / self.validation.num_graded_tokens)
         bits = nats_per_byte / math.log(2.0)
         progress = self.progress
-        record = {"val/loss": means[likelihood], "val/bits_per_byte": bits, "val/accuracy": means.get("accuracy", math.nan)}
+        record = {
+            "val/loss": means[likelihood],
+            "val/bits_per_byte": bits,
+            "val/accuracy": means.get("accuracy", math.nan),
+        }
         self.tracker.log_metrics(record, step=progress.step)
         progress.curve.append({"step": progress.step, **record})
         if bits < progress.best - self.config.minimum_improvement:
@@ -194,7 +206,10 @@ class Trainer:
         means = window.means()
         self.progress.curve.append({"step": self.progress.step, **{f"train/{k}": v for k, v in means.items()}})
         self.tracker.log_metrics(
-            {**{f"train/{name}": value for name, value in means.items()}, "train/tokens_per_second": window.tokens_per_second()},
+            {
+                **{f"train/{name}": value for name, value in means.items()},
+                "train/tokens_per_second": window.tokens_per_second(),
+            },
             step=self.progress.step,
         )
         bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)

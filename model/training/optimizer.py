@@ -9,7 +9,9 @@ from torch import nn
 SCHEDULES = ("cosine", "wsd", "constant")
 
 
-def make_optimizer(network: nn.Module, learning_rate: float, weight_decay: float, beta2: float = 0.98) -> torch.optim.AdamW:
+def make_optimizer(
+    network: nn.Module, learning_rate: float, weight_decay: float, beta2: float = 0.98
+) -> torch.optim.AdamW:
     """Fused AdamW; norm weights and biases (fewer than two dimensions) are not decayed."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [

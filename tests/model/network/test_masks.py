@@ -10,7 +10,13 @@ from model.network.transformer import Transformer
 
 def network(seed: int = 0) -> Transformer:
     config = NetworkConfig(
-        vocabulary_size=20, hidden_size=16, num_layers=1, num_heads=2, feed_forward_size=24, block_tokens=4, mask_token_id=19
+        vocabulary_size=20,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_size=24,
+        block_tokens=4,
+        mask_token_id=19,
     )
     net = Transformer(config)
     net.initialise(torch.Generator().manual_seed(seed))
@@ -67,10 +73,8 @@ def test_a_noisy_block_sees_itself_and_earlier_clean_blocks_and_clean_rows_never
     for q in range(16):
         for k in range(16):
             block_q, block_k = int(positions[0, q]) // 4, int(positions[0, k]) // 4
-            if q < 8:
-                want = (k < 8 and block_k == block_q) or (k >= 8 and block_k < block_q)
-            else:
-                want = k >= 8 and block_k <= block_q
+            own, earlier = k < 8 and block_k == block_q, k >= 8 and block_k < block_q
+            want = own or earlier if q < 8 else k >= 8 and block_k <= block_q
             assert bool(seen[q, k]) == want, (q, k)
 
 

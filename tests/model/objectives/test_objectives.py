@@ -22,8 +22,14 @@ MASK, BLOCK = 11, 4
 
 def network(seed: int = 0, layers: int = 2) -> Transformer:
     config = NetworkConfig(
-        vocabulary_size=12, hidden_size=16, num_layers=layers, num_heads=2, feed_forward_size=24, block_tokens=BLOCK,
-        mask_token_id=MASK, attention="bidirectional",
+        vocabulary_size=12,
+        hidden_size=16,
+        num_layers=layers,
+        num_heads=2,
+        feed_forward_size=24,
+        block_tokens=BLOCK,
+        mask_token_id=MASK,
+        attention="bidirectional",
     )
     net = Transformer(config)
     net.initialise(torch.Generator().manual_seed(seed))
@@ -106,7 +112,9 @@ def exact_bound(net, data: Batch, kind: str, block: int) -> float:
                 positions = data.positions[:, : start + size]
                 rule = AttentionPattern("block_causal", torch.zeros_like(window), positions, size)
                 logits = net.head(net(window, positions, rule))[0]
-                losses = torch.nn.functional.cross_entropy(logits[list(hidden)], data.tokens[0, list(hidden)], reduction="sum")
+                losses = torch.nn.functional.cross_entropy(
+                    logits[list(hidden)], data.tokens[0, list(hidden)], reduction="sum"
+                )
                 total += float(losses) * size / count / len(chosen) / size
     return total / length
 
@@ -132,7 +140,9 @@ def test_block_size_one_is_the_autoregressive_likelihood_of_the_same_network():
         tokens = data.tokens[:, : column + 1].clone()
         tokens[:, column] = MASK
         positions = data.positions[:, : column + 1]
-        logits = net.head(net(tokens, positions, AttentionPattern("causal", torch.zeros_like(tokens), positions)))[:, column]
+        logits = net.head(net(tokens, positions, AttentionPattern("causal", torch.zeros_like(tokens), positions)))[
+            :, column
+        ]
         total += float(torch.nn.functional.cross_entropy(logits, data.tokens[:, column], reduction="sum"))
     assert float(loss_of(net, objective, data, 0)) == pytest.approx(total / 16, rel=1e-6)
 
@@ -152,7 +162,9 @@ def test_copying_only_the_answers_blocks_changes_neither_loss_nor_gradient():
     everything = Batch(data.tokens, data.documents, data.positions, data.graded)
     net, full = network(), network()
     hidden, weights = draw_hidden(
-        torch.arange(16).div(BLOCK, rounding_mode="floor").expand(3, -1), data.graded, objective.hiding,
+        torch.arange(16).div(BLOCK, rounding_mode="floor").expand(3, -1),
+        data.graded,
+        objective.hiding,
         torch.Generator().manual_seed(4),
     )
     tokens = torch.cat((torch.where(hidden, MASK, data.tokens), everything.tokens), 1)

@@ -15,14 +15,26 @@ from model.samplers.policies import FixedSteps, Hybrid, Threshold
 
 MASK, EOS, BLOCK = 30, 1, 8
 POLICIES = {
-    "one_token": FixedSteps(8), "three_steps": FixedSteps(3), "threshold": Threshold(0.35), "hybrid": Hybrid(0.35, 4)
+    "one_token": FixedSteps(8),
+    "three_steps": FixedSteps(3),
+    "threshold": Threshold(0.35),
+    "hybrid": Hybrid(0.35, 4),
 }
 
 
 def network(attention: str = "block_causal", seed: int = 0, block: int = BLOCK) -> Transformer:
     config = NetworkConfig(
-        vocabulary_size=31, hidden_size=24, num_layers=2, num_heads=2, feed_forward_size=32, attention=attention,
-        block_tokens=block, maximum_positions=128, mask_token_id=MASK, eos_token_id=EOS, pad_token_id=0,
+        vocabulary_size=31,
+        hidden_size=24,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_size=32,
+        attention=attention,
+        block_tokens=block,
+        maximum_positions=128,
+        mask_token_id=MASK,
+        eos_token_id=EOS,
+        pad_token_id=0,
     )
     net = Transformer(config)
     net.initialise(torch.Generator().manual_seed(seed))
@@ -48,7 +60,9 @@ def prompts(count: int = 5, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(2, MASK) for _ in range(rng.randrange(1, 21))] for _ in range(count)]
 
 
-def uncached_reference(net: Transformer, policy, prompt: list[int], new: int, early: bool = True) -> tuple[list[int], list[int]]:
+def uncached_reference(
+    net: Transformer, policy, prompt: list[int], new: int, early: bool = True
+) -> tuple[list[int], list[int]]:
     """The same decoder written plainly: one row, the whole prefix recomputed at every step, no cache, no batch."""
     from model.network.masks import AttentionPattern
 
@@ -112,7 +126,10 @@ def test_speculation_changes_no_token_and_never_adds_a_target_forward(policy, so
         assert after.target_forwards <= before.target_forwards
         assert after.counters["commit_forwards"] <= before.counters["commit_forwards"]
     if source == "perfect":
-        assert sum(d.target_forwards for d in found) * 1.9 <= sum(d.target_forwards for d in plain) or policy == POLICIES["three_steps"]
+        assert (
+            sum(d.target_forwards for d in found) * 1.9 <= sum(d.target_forwards for d in plain)
+            or policy == POLICIES["three_steps"]
+        )
 
 
 def test_following_a_guess_that_only_resembles_the_state_would_change_tokens(monkeypatch):
@@ -159,7 +176,10 @@ def test_bad_input_is_refused_with_the_way_out():
     decode = BlockDecoder(net, FixedSteps(8))
     assert decode([], 8) == []
     for prompt, new, message in (
-        ([], 8, "empty"), ([2, MASK], 8, "mask token"), ([2] * 125, 8, "context of 128"), ([2], 0, "at least 1")
+        ([], 8, "empty"),
+        ([2, MASK], 8, "mask token"),
+        ([2] * 125, 8, "context of 128"),
+        ([2], 0, "at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             decode([prompt], new)

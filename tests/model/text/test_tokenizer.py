@@ -2,6 +2,7 @@ import random
 
 import numpy as np
 import pytest
+from tokenizers import Regex, pre_tokenizers, trainers
 
 from model.text.encoder import TextEncoder
 from model.text.tokenizer import (
@@ -153,27 +154,39 @@ def awkward_texts(seed: int, count: int) -> list[str]:
     return ["".join(rng.choices(pieces, k=rng.randint(0, 24))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("manner", ["ours", "llama 3", "spaces joined"])
-def test_word_by_word_encoding_gives_the_ids_of_the_whole_text(manner, folder):
-    tokenizer = load_tokenizer(folder)
-    from tokenizers import Regex, pre_tokenizers
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
-    split = {
-        "llama 3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-        r"\s*[\r\n]+|\s+(?!\S)|\s+",
-        "spaces joined": r".+",
-    }
-    if manner in split:
-        steps = [
-            pre_tokenizers.Split(Regex(split[manner]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    texts = awkward_texts(2, 4000)
+
+def cut_otherwise(tokenizer, pattern: str) -> None:
+    """Makes the tokenizer cut its text by `pattern`, and learn its merges anew."""
+    steps = [
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator([*sentences(0, 500), *awkward_texts(3, 4000)], learner)
+
+
+@pytest.mark.parametrize(("manner", "word_by_word"), [("ours", True), ("llama 3", True), ("spaces joined", False)])
+def test_word_by_word_encoding_gives_the_ids_of_the_whole_text(manner, word_by_word, folder):
+    tokenizer = load_tokenizer(folder)
+    if manner != "ours":
+        cut_otherwise(tokenizer, LLAMA3 if manner == "llama 3" else r"[\s\S]+")
+    texts = [*awkward_texts(2, 4000), *sentences(4, 100)]
     encoder = TextEncoder(tokenizer)
     for _ in range(2):  # learning the words, then knowing them
         for plain, by_word in zip(encode_texts(tokenizer, texts), encoder(texts), strict=True):
             assert np.array_equal(plain, by_word)
+    # Where words depend on each other that has been found out; elsewhere it was not the plain way that gave these ids.
+    assert encoder._by_word == word_by_word
 
 
 def test_forgetting_words_changes_nothing(tokenizer, monkeypatch):

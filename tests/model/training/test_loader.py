@@ -36,6 +36,8 @@ def test_every_epoch_has_each_row_once_in_another_order(tmp_path):
     epochs = [drawn(loader, range(begin, begin + 4)) for begin in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(10, 34)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+    across_periods = PERIOD_ROWS // 24 * 4
+    assert sorted(drawn(loader, range(across_periods, across_periods + 4))) == list(range(10, 34))
 
 
 def test_a_batch_depends_on_seed_and_step_only(tmp_path):
@@ -72,10 +74,17 @@ def test_corpora_are_drawn_by_weight_and_each_goes_round_by_itself(tmp_path):
     assert across[4:] == drawn(RowLoader(folders, 1, seed=0), range(PERIOD_ROWS + 0, PERIOD_ROWS + 10))
 
 
-def test_a_corpus_with_hardly_any_weight_is_still_seen(tmp_path):
-    folders = [(corpus(tmp_path / "a", 10, 3), 1.0), (corpus(tmp_path / "b", 100, 3), 1e-9)]
+def test_shares_that_are_not_whole_are_rounded_to_the_nearest(tmp_path):
+    folders = [(corpus(tmp_path / "a", 10, 3), 1.0), (corpus(tmp_path / "b", 100, 3), 2.0)]
     tokens = drawn(RowLoader(folders, 1000, seed=0), range(PERIOD_ROWS // 1000))
-    assert sum(token >= 100 for token in tokens) == 1
+    assert sum(token >= 100 for token in tokens) == 6667
+
+
+def test_a_corpus_with_hardly_any_weight_is_still_seen(tmp_path):
+    folders = [(corpus(tmp_path / "a", 10, 3), 2.0), (corpus(tmp_path / "b", 20, 3), 1.0)]
+    folders += [(corpus(tmp_path / "c", 30, 3), 1e-9), (corpus(tmp_path / "d", 40, 3), 1e-9)]
+    tokens = drawn(RowLoader(folders, 1000, seed=0), range(PERIOD_ROWS // 1000))
+    assert Counter(token // 10 for token in tokens) == {1: 6665, 2: 3333, 3: 1, 4: 1}
 
 
 def test_batches_are_cut_to_the_longest_row_in_whole_blocks(tmp_path):

@@ -85,7 +85,7 @@ def test_a_section_with_an_unknown_or_impossible_key_is_refused_by_name():
     from model.training.config import TrainingConfig
 
     good = {"steps": 3, "batch_rows": 8, "learning_rate": 0.1}
-    with pytest.raises(ValueError, match="learning_rat,|learning_rat;"):
+    with pytest.raises(ValueError, match=r"learning_rat;"):
         TrainingConfig.from_section({**good, "learning_rat": 1})
     for bad in ({"steps": 0}, {"learning_rate": 0.0}, {"precision": "half"}, {"accumulation_steps": 3}):
         with pytest.raises(ValueError, match=next(iter(bad))):

@@ -1,4 +1,4 @@
-"""A training run small enough for tests; also a program, so that a test can kill it: python training_example.py WORK DATA STEPS."""
+"""A training run small enough for tests, and a program that a test can kill: python training_example.py WORK DATA STEPS."""
 
 import hashlib
 import json
@@ -45,18 +45,36 @@ def write_rows(folder: Path, rows: int = 40, seed: int = 0) -> Path:
 
 def trainer(work: Path, data: Path, objective=None, **changes) -> Trainer:
     config = NetworkConfig(
-        vocabulary_size=20, hidden_size=16, num_layers=2, num_heads=2, feed_forward_size=24, attention="block_causal",
-        block_tokens=4, mask_token_id=MASK, eos_token_id=1, pad_token_id=0,
+        vocabulary_size=20,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_size=24,
+        attention="block_causal",
+        block_tokens=4,
+        mask_token_id=MASK,
+        eos_token_id=1,
+        pad_token_id=0,
     )
     network = Transformer(config)
     network.initialise(seeded(0, 1))
-    values = {"steps": 30, "batch_rows": 8, "learning_rate": 1e-2, "warmup_steps": 2, "validate_every_steps": 10,
-              "checkpoint_every_steps": 5, "log_every_steps": 5, "validation_rows": 16} | changes
+    values = {
+        "steps": 30,
+        "batch_rows": 8,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "validate_every_steps": 10,
+        "checkpoint_every_steps": 5,
+        "log_every_steps": 5,
+        "validation_rows": 16,
+    } | changes
     hidden = objective or BlockDiffusion(MASK, 4)
     work.mkdir(parents=True, exist_ok=True)
     judge = objective or BlockDiffusion(MASK, 4, HidingConfig("exact_count"))
     loader = RowLoader([(data, 1.0)], values["batch_rows"], 0)
-    return Trainer(network, hidden, judge, loader, TokenRows(data), TrainingConfig(**values), work, Silent(), 0, "example")
+    return Trainer(
+        network, hidden, judge, loader, TokenRows(data), TrainingConfig(**values), work, Silent(), 0, "example"
+    )
 
 
 def fingerprint(run: Trainer) -> str:

@@ -1,0 +1,42 @@
+"""Every preset is complete: each section is accepted by the code that will read it."""
+
+from pathlib import Path
+
+import pytest
+
+from model.benchmarks.settings import EvaluateConfig
+from model.network.config import NetworkConfig
+from model.noise import HidingConfig
+from model.samplers.decode import make_policy
+from model.training.config import TrainingConfig
+from model.training.optimizer import learning_rate_factor
+from tasks.parameters import load_params
+
+PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))
+METHOD_KEYS = {
+    "pretrain_ar": (),
+    "pretrain_diffusion": ("objective", "hiding"),
+    "finetune_ar": (),
+    "finetune_diffusion": ("objective", "hiding"),
+    "distill_draft": ("layers", "teacher_share", "direction", "hiding"),
+    "tune_cap": ("strength", "temperature", "hiding"),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_is_accepted_by_every_stage_that_reads_it(preset):
+    params = load_params(preset)
+    assert params["preset"] == preset.stem
+    block = params["tokenize"]["block_tokens"]
+    assert params["convert_to_diffusion"]["block_tokens"] == block, "training and decoding use one grid"
+    NetworkConfig.from_dict({"vocabulary_size": params["tokenize"]["vocabulary_size"], **params["network"]})
+    for stage, keys in METHOD_KEYS.items():
+        config = TrainingConfig.from_section(params[stage], (*keys, "threads", "start_from"))
+        learning_rate_factor(config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction)
+        if "hiding" in keys:
+            HidingConfig(**params[stage]["hiding"])
+    EvaluateConfig.from_section(params["evaluate"])
+    for policy in params["speculate"]["policies"].values():
+        make_policy(policy, block)
+    longest = params["network"]["maximum_positions"]
+    assert params["tokenize"]["row_tokens"] <= longest
