@@ -11,7 +11,6 @@ if __name__ == "__main__":  # prepares the process first: Prefect reads its envi
 
     sys.exit(main())
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dvc_graph import changed_stages, read_graph, stages_to_run
+from flows.slots import Slots, threads_of
 from flows.stage_process import Outcome, StageProcesses
 
 RETRIES = 2
@@ -51,7 +51,7 @@ def worth_retrying(_task: Any, _run: Any, state: State[Any]) -> bool:
     retry_condition_fn=worth_retrying,
 )
 def run_stage(
-    name: str, processes: StageProcesses, turn: threading.Semaphore, already: list[str] | None = None
+    name: str, processes: StageProcesses, slots: Slots, threads: int, already: list[str] | None = None
 ) -> Outcome:
     """One stage through DVC, when it is its turn; every line it prints is a line of this task's log.
 
@@ -62,7 +62,7 @@ def run_stage(
         for line in already:
             logger.info(line)
         return Outcome("ran", 0.0)
-    with turn:
+    with slots.take(threads):
         outcome = processes.run(name, logger.info)
     if outcome.status == "failed":
         raise StageFailed(name, outcome)
@@ -71,19 +71,21 @@ def run_stage(
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=64), persist_result=False, log_prints=False)
 def pipeline(max_parallel: int = 2, already: dict[str, list[str]] | None = None) -> State[Any]:
-    """Brings every result up to date; at most `max_parallel` independent stages run side by side.
+    """Brings every result up to date; independent stages run side by side while their threads together fit `max_parallel`.
 
     `already`: the printed lines, by name, of stages that were run just before.
     """
     root = Path.cwd()
-    processes, turn = StageProcesses(root), threading.Semaphore(max_parallel)
+    processes, slots = StageProcesses(root), Slots(max_parallel)
     graph = read_graph(root)
     futures: dict[str, PrefectFuture[Any]] = {}
 
     def submit(name: str) -> None:
         upstream = [futures[other] for other in graph[name].upstream if other in futures]
         named = run_stage.with_options(name=name, task_run_name=name)
-        futures[name] = named.submit(name, processes, turn, (already or {}).get(name), wait_for=upstream)
+        futures[name] = named.submit(
+            name, processes, slots, threads_of(root, name), (already or {}).get(name), wait_for=upstream
+        )
 
     try:
         for name in (name for name, node in graph.items() if node.always and not node.upstream):

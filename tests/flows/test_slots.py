@@ -1,0 +1,37 @@
+"""Cores are shared by threads, not by stages."""
+
+import threading
+import time
+from pathlib import Path
+
+from flows.slots import Slots, threads_of
+
+
+def test_stages_never_use_more_threads_than_there_are_and_keep_their_order():
+    slots, using, most, order, lock = Slots(3), 0, 0, [], threading.Lock()
+
+    def stage(name: str, threads: int) -> None:
+        nonlocal using, most
+        with slots.take(threads):
+            with lock:
+                using += min(threads, 3)
+                most = max(most, using)
+                order.append(name)
+            time.sleep(0.02)
+            with lock:
+                using -= min(threads, 3)
+
+    running = []
+    for index, threads in enumerate([2, 2, 1, 9, 1, 3, 1]):
+        running.append(threading.Thread(target=stage, args=(str(index), threads)))
+        running[-1].start()
+        time.sleep(0.005)
+    for one in running:
+        one.join(10)
+    assert most == 3 and slots.free == 3
+    assert order == sorted(order)
+
+
+def test_a_stage_counts_the_threads_of_its_section_else_the_common_ones(tmp_path: Path):
+    (tmp_path / "params.yaml").write_text("threads: 2\nevaluate: {threads: 1}\nvalidate:\n")
+    assert [threads_of(tmp_path, name) for name in ("evaluate@a", "validate", "report")] == [1, 2, 2]
