@@ -33,7 +33,7 @@ _FINE_WORD = re.compile(
     re.VERBOSE,
 )
 # Its heirs (Llama 3, Qwen ...) do join some of them, but all start a new piece at a plain space after something visible.
-_COARSE_WORD = re.compile(rf"{_SPACE}*{_VISIBLE}+(?:(?! ){_SPACE}+{_VISIBLE}+)*|{_SPACE}+")
+_COARSE_WORD = re.compile(rf"{_SPACE}*{_VISIBLE}+(?:(?! ){_SPACE}+(?:{_VISIBLE}+|\Z))*|{_SPACE}+")
 KNOWN_CHARACTERS = 4_000_000  # the table is emptied when its words exceed this: memory stays flat
 TRIAL_CHARACTERS = 200_000
 
