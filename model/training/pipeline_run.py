@@ -61,7 +61,7 @@ def close_pipeline_run(root: Path, keys: dict[str, str], files: list[Path]) -> d
             links[stage] = found[0].info.run_id
     if parent:
         for stage, run in links.items():
-            client.set_tag(parent, f"{STAGE_TAG}{stage}", run)
+            client.set_tag(parent, STAGE_TAG + stage.replace("@", "/"), run)  # MLflow refuses "@" in a tag's name
         client.log_text(parent, json.dumps(links, indent=2, sort_keys=True), "stages.json")
         for file in filter(Path.is_file, files):
             client.log_artifact(parent, str(file))

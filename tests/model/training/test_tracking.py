@@ -145,13 +145,14 @@ def test_a_pass_over_the_pipeline_links_new_and_earlier_runs(store: Path) -> Non
     assert parent is not None
     assert parent != stale
     assert run_status(store, stale or "") == "KILLED"
-    child = MlflowTracker(store, RunIdentity("train", "today", {}, parent))
+    child = MlflowTracker(store, RunIdentity("train@one", "today", {}, parent))
     child.close()
-    links = close_pipeline_run(store, {"train": "today", "tokenize": "from-yesterday", "report": "never"}, [])
+    links = close_pipeline_run(store, {"train@one": "today", "tokenize": "from-yesterday", "report": "never"}, [])
     client, _ = open_store(store)
     assert client.get_run(child.run).data.tags[PARENT_TAG] == parent
-    assert links == {"train": child.run, "tokenize": runs_with_key(store, "from-yesterday")[0].info.run_id}
+    assert links == {"train@one": child.run, "tokenize": runs_with_key(store, "from-yesterday")[0].info.run_id}
     assert client.get_run(parent).data.tags["stage.tokenize"] == links["tokenize"]
+    assert client.get_run(parent).data.tags["stage.train/one"] == child.run  # MLflow refuses "@" there
     assert run_status(store, parent) == "FINISHED"
     assert current_pipeline_run(store) is None
 
