@@ -26,7 +26,7 @@ _FINE_WORD = re.compile(
       [A-Za-z]++(?=[\x00-\x7f]|\Z)
     | [0-9]++(?=[\x00-\x7f]|\Z)
     | [!-&(-/:-@\[-`{{-~]++(?=[A-Za-z0-9]|{_SPACE}|\Z)          # not the apostrophe: 's, 't, 're ... are pieces
-    | [\u4e00-\u9fff]++(?=[\x00-\x7f\uff0c\u3002\u3001\uff01\uff1f\uff1a\uff1b]|\Z)
+    | [\u4e00-\u9fff]++(?=[\x00-@\[-`{{-\x7f\uff0c\u3002\u3001\uff01\uff1f\uff1a\uff1b]|\Z)
     | [\uff0c\u3002\u3001\uff01\uff1f\uff1a\uff1b]++(?=[A-Za-z0-9\u4e00-\u9fff]|{_SPACE}|\Z)
     | {_VISIBLE}+
     ) | {_SPACE}+""",

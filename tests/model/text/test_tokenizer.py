@@ -176,8 +176,8 @@ def cut_otherwise(tokenizer, pattern: str) -> None:
 
 
 @pytest.mark.parametrize(("manner", "word_by_word"), [("ours", True), ("llama 3", True), ("spaces joined", False)])
-def test_word_by_word_encoding_gives_the_ids_of_the_whole_text(manner, word_by_word, folder):
-    tokenizer = load_tokenizer(folder)
+def test_word_by_word_encoding_gives_the_ids_of_the_whole_text(manner, word_by_word, tmp_path):
+    tokenizer = train_tokenizer([*sentences(0, 500), *awkward_texts(3, 4000)], 600, tmp_path)
     if manner != "ours":
         cut_otherwise(tokenizer, LLAMA3 if manner == "llama 3" else r"[\s\S]+")
     texts = [*awkward_texts(2, 4000), *sentences(4, 100)]
