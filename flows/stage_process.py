@@ -1,12 +1,13 @@
 """One pipeline stage as a child process (`dvc repro --single-item`, guarded), its lines, and what its end means."""
 
+import io
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ ADVICE = re.compile(  # DVC says this after every stage; here there is nothing t
 EXIT_CODE = re.compile(r"failed to run: .*, exited with (-?\d+)")
 BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by|database is locked")
 BAD_INPUT, TEMPORARY = 2, 75
+PROGRESS_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,9 @@ class StageProcesses:
             )
             self._live.add(process)
         lines: list[str] = []
-        assert process.stdout is not None
-        for line in process.stdout:
-            shown = line.rstrip()
-            if shown and not ADVICE.search(shown):
-                lines.append(shown)
-                on_line(shown)
+        for shown in _lines_of(process):
+            lines.append(shown)
+            on_line(shown)
         code = process.wait()
         with self._lock:
             self._live.discard(process)
@@ -89,6 +88,23 @@ class StageProcesses:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    """What the process prints, line by line; of a progress bar, which rewrites its line, one state in PROGRESS_SECONDS."""
+    stream = process.stdout
+    assert isinstance(stream, io.TextIOWrapper)
+    stream.reconfigure(newline="")  # lines may end in a carriage return, and say so
+    shown_at = 0.0
+    for line in stream:
+        text = line.rstrip()
+        if not text or ADVICE.search(text):
+            continue
+        if line.endswith("\r"):
+            if time.monotonic() - shown_at < PROGRESS_SECONDS:
+                continue
+            shown_at = time.monotonic()
+        yield text
 
 
 def _environment() -> dict[str, str]:

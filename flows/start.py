@@ -19,6 +19,7 @@ from flows.stage_process import StageProcesses
 from tasks.environment import quiet
 
 TABLE = "data/reports/table.txt"
+DELIVERY_SECONDS = 15
 
 
 def main() -> int:
@@ -86,19 +87,23 @@ def _run(root: Path, max_parallel: int) -> int:
     with prefect_server(root):
         from flows.pipeline import pipeline
 
-        state = pipeline(max_parallel=max_parallel, already=already, return_state=True)
-        _deliver_logs()
+        try:
+            state = pipeline(max_parallel=max_parallel, already=already, return_state=True)
+        finally:
+            _deliver()
     if state.is_completed():
         _show_table(root)
     print(f"\npipeline: {state.message or state.name}")
     return 0 if state.is_completed() else 1
 
 
-def _deliver_logs() -> None:
-    """Prefect sends log lines in batches from a thread: the server must not end before the last one."""
+def _deliver() -> None:
+    """Prefect sends log lines and events in batches from threads: its server must not end before the last of them."""
+    from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogHandler
 
     APILogHandler().flush()
+    EventsWorker.drain_all(timeout=DELIVERY_SECONDS)
 
 
 def _look(root: Path, graph: dict[str, Node]) -> tuple[bool, dict[str, list[str]]]:

@@ -125,11 +125,14 @@ def test_dvc_alone_does_the_same_work_and_leaves_the_same_records(diamond: Check
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_cancelling_ends_every_child_and_a_second_run_is_refused_meanwhile(checkout: Checkout, sent: int) -> None:
+def test_cancelling_ends_every_child_and_a_second_run_is_refused_meanwhile(
+    checkout: Checkout, request: pytest.FixtureRequest, sent: int
+) -> None:
     edges = {"download": [], "left": ["download"], "right": ["download"]}
     checkout.pipeline(edges, {"left": "{steps: 1000, seconds: 1}", "right": "{steps: 1000, seconds: 1}"})
     flow = checkout.start(*FLOW)
-    wait_for(lambda: checkout.runs_of("left") and checkout.runs_of("right"), 180)
+    request.addfinalizer(flow.kill)
+    wait_for(lambda: checkout.runs_of("left") and checkout.runs_of("right"), 600)  # 20 s on an idle machine
     trainers = [int(line.split()[1]) for line in (checkout.root / "log.txt").read_text().splitlines()[-2:]]
     tree = descendants(flow.pid)
     assert set(trainers) <= set(tree)
@@ -138,10 +141,12 @@ def test_cancelling_ends_every_child_and_a_second_run_is_refused_meanwhile(check
     refused = checkout.python(*FLOW)
     assert refused.returncode == 2
     assert f"process {flow.pid}" in refused.stdout
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60  # 1 s on an idle machine
 
     flow.send_signal(sent)
-    assert flow.wait(timeout=60) != 0
+    said, _ = flow.communicate(timeout=180)
+    assert flow.returncode != 0
+    assert "Unable to connect" not in said  # the server outlives the last word to it
     assert not wait_until_gone(tree, 10)
 
 

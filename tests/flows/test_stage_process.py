@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.stage_process import GUARD, judge
+from flows.stage_process import GUARD, _lines_of, judge
 
 FAILED = "ERROR: failed to reproduce 'x': failed to run: python -m tasks.x, exited with {}"
 
@@ -109,3 +109,11 @@ def test_a_child_that_ignores_the_signal_is_killed_after_the_grace_period(tmp_pa
 def test_the_guard_passes_the_exit_code_on(tmp_path: Path) -> None:
     assert subprocess.run(guarded("exit 7", tmp_path), check=False).returncode == 7
     assert subprocess.run(guarded("kill -9 $$", tmp_path), check=False).returncode == 137
+
+
+def test_a_progress_bar_does_not_flood_the_log() -> None:
+    code = "for n in range(500): print(f'{n} of 500', end='\\r', flush=True)\nprint(); print('done')"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    lines = list(_lines_of(process))
+    process.wait()
+    assert lines == ["0 of 500", "499 of 500", "done"]
