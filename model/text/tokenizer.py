@@ -73,13 +73,15 @@ def train_tokenizer(texts: Iterator[str], vocabulary_size: int, folder: Path) ->
 
 def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerFast":
     """The tokenizer of a local folder or else of a Hugging Face id; code that comes with it is never run."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PretrainedConfig
 
     folder = Path(source)
+    # A folder that names its tokenizer's class is not asked for its model's, which transformers may never have heard of.
+    known = {"config": PretrainedConfig()} if (folder / "tokenizer_config.json").exists() else {}
     if folder.exists() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise ValueError(f"{source} holds no tokenizer: tokenizer.json is missing")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **known)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"tokenizer {source!s} cannot be loaded: {error}. Give `train`, a folder with tokenizer.json, or a Hugging Face id "
