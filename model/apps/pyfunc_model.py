@@ -29,7 +29,8 @@ class ChatModel(PythonModel):  # type: ignore[misc]
 
         self.answer = load_answerer(Path(context.artifacts["checkpoint"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+    # Without type hints: MLflow would take them for a schema and drop `params`.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         return self.answer(conversations_of(model_input))
 
 
