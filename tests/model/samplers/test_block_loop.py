@@ -133,17 +133,17 @@ def test_speculation_changes_no_token_and_never_adds_a_target_forward(policy, so
 
 
 def test_following_a_guess_that_only_resembles_the_state_would_change_tokens(monkeypatch):
-    """Negative control: a walk that accepts the first guess unseen must be caught by the comparison above."""
+    """Negative control: a walk that compares the step counter alone must be caught by the comparison above."""
     from model.samplers import block_loop
 
     net, asked = network(seed=1), prompts(seed=1)
     plain = BlockDecoder(net, POLICIES["one_token"], batch_rows=4)(asked, 16)
 
-    def accept_anything(states, steps, block, step):
-        which = torch.full((states.shape[0],), states.shape[1] - 1)
-        return torch.ones(states.shape[0], dtype=torch.bool), which
+    def by_step_alone(states, steps, block, step):
+        found, which = (steps == step[:, None]).max(1)
+        return found, which
 
-    monkeypatch.setattr(block_loop, "_find", accept_anything)
+    monkeypatch.setattr(block_loop, "_find", by_step_alone)
     guesser = DraftGuesser(network(seed=99), net, 2)
     found = BlockDecoder(net, POLICIES["one_token"], batch_rows=4, guesser=guesser)(asked, 16)
     assert [d.tokens for d in found] != [d.tokens for d in plain]
