@@ -95,7 +95,7 @@ def test_a_diffusion_model_gets_its_points_on_both_splits_and_the_same_bytes_aga
     parallel = {name: one["tokens_per_forward"]["value"] for name, one in result["sweep"]["test"].items()}
     assert parallel[names[0]] <= 1.0 < parallel[names[1]] <= 8.0
     rows = [json.loads(line) for line in samples.splitlines()]
-    assert [row["point"] for row in rows] == [names[0]] * 4 + [names[3]] * 4
+    assert [row["point"] for row in rows] == [names[0]] * 4 + [names[1]] * 2 + [names[2]] * 2 + [names[3]] * 4
     assert all(len(row["tokens"]) == len(row["revealed_at"]) == len(row["confidence"]) for row in rows)
     again = run(root, "finetune_diffusion", monkeypatch, key="another")
     assert (again[1], again[2]) == (result, samples)
