@@ -110,6 +110,7 @@ def test_a_run_stays_on_this_machine_and_the_second_starts_nothing_that_is_up_to
     assert [row for row in runs(diamond, "name, status") if row[0] == "pipeline"] == [("pipeline", "FINISHED")] * 2
 
 
+@pytest.mark.slow
 def test_dvc_alone_does_the_same_work_and_leaves_the_same_records(diamond: Checkout, tmp_path: Path) -> None:
     by_flow = diamond.python(*FLOW)
     assert by_flow.returncode == 0, by_flow.stdout
@@ -124,7 +125,7 @@ def test_dvc_alone_does_the_same_work_and_leaves_the_same_records(diamond: Check
     assert runs(diamond, "name, status") == recorded
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_cancelling_ends_every_child_and_a_second_run_is_refused_meanwhile(
     checkout: Checkout, request: pytest.FixtureRequest, sent: int
 ) -> None:
