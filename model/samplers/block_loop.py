@@ -16,7 +16,7 @@ from tqdm import tqdm
 from model.network.transformer import Transformer
 from model.samplers.guesses import Guesser
 from model.samplers.policies import Policy
-from model.samplers.results import Decoded
+from model.samplers.results import Decoded, Observer
 from model.samplers.rows import Rows
 from model.samplers.targets import CachedTarget, CanvasTarget, Proposals
 
@@ -41,8 +41,17 @@ class BlockDecoder:
         self.network, self.policy, self.guesser = network, policy, guesser
         self.batch_rows, self.eos_early_stop = batch_rows, eos_early_stop
 
-    def __call__(self, prompts: list[list[int]], max_new_tokens: int, progress: bool = False) -> list[Decoded]:
-        """One answer per prompt of at most `max_new_tokens` tokens; the order of the prompts is kept."""
+    def __call__(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        progress: bool = False,
+        observer: Observer | None = None,
+    ) -> list[Decoded]:
+        """One answer per prompt of at most `max_new_tokens` tokens; the order of the prompts is kept.
+
+        `observer` hears of every step and may end decoding (see `Observer`).
+        """
         self._check(prompts, max_new_tokens)
         if not prompts:
             return []
@@ -51,19 +60,22 @@ class BlockDecoder:
         num_slots = min(self.batch_rows, len(prompts))
         cached = self.network.config.attention == "block_causal"
         target = (CachedTarget if cached else CanvasTarget)(self.network, num_slots, capacity)
-        rows = Rows(self.network.config, num_slots, self.network.embedding.weight.device)
+        rows = Rows(self.network.config, num_slots, self.network.embedding.weight.device, observer)
         if self.guesser is not None:
             self.guesser.start(num_slots, capacity)
         waiting = deque(enumerate(prompts))
         results: list[Decoded | None] = [None] * len(prompts)
         with tqdm(total=len(prompts), desc="decode", unit="prompt", mininterval=2.0, disable=not progress) as bar:
-            while waiting or rows.any_live():
+            while (waiting or rows.any_live()) and not rows.cancelled:
                 self._admit(target, rows, waiting, max_new_tokens)
                 self._advance(target, rows)
                 for index, decoded in rows.collect(self.eos_early_stop):
                     results[index] = decoded
                     bar.update()
-        return [result for result in results if result is not None]
+        for index, decoded in rows.abandon():
+            results[index] = decoded
+        nothing = dict.fromkeys(rows.counters, 0)
+        return [Decoded([], [], [], dict(nothing), cancelled=True) if one is None else one for one in results]
 
     def _check(self, prompts: list[list[int]], max_new_tokens: int) -> None:
         config = self.network.config
@@ -128,7 +140,11 @@ class BlockDecoder:
             pick = (moving.nonzero()[:, 0], which)
             doubt = proposals.doubt[pick]
             reveal = self.policy.reveal(doubt, rows.steps[chosen], rows.hidden_at_start[chosen])
+            before = rows.blocks[chosen] if rows.observer else None
             rows.write(chosen, reveal, proposals.tokens[pick], doubt, proposals.gap[pick])
+            if before is not None:
+                accepted, _ = _find(states[moving], steps[moving], rows.blocks[chosen], rows.steps[chosen])
+                rows.tell(chosen, reveal, before, drafted=depth + 1 < states.shape[1], accepted=accepted)
             last[moving] = which
             moving = moving & rows.has_hidden(slots) & ~rows.ended(slots, self.eos_early_stop)
             depth += 1

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from model.network.cache import PrefixCache
 from model.network.masks import reading_pattern
 from model.network.transformer import Transformer
-from model.samplers.results import Decoded
+from model.samplers.results import Decoded, Observer, Step
 
 
 class LeftToRight:
@@ -20,8 +20,14 @@ class LeftToRight:
         self.network, self.batch_rows = network, batch_rows
 
     @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], max_new_tokens: int, progress: bool = False) -> list[Decoded]:
-        """One answer per prompt, in order; each ends with EOS or at `max_new_tokens`."""
+    def __call__(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        progress: bool = False,
+        observer: Observer | None = None,
+    ) -> list[Decoded]:
+        """One answer per prompt, in order; each ends with EOS or at `max_new_tokens`. `observer`: see `Observer`."""
         config = self.network.config
         for index, prompt in enumerate(prompts):
             if not prompt or len(prompt) + max_new_tokens > config.maximum_positions:
@@ -37,9 +43,10 @@ class LeftToRight:
         cache = PrefixCache(config, num_slots, capacity, device, self.network.embedding.weight.dtype)
         waiting, owners = deque(enumerate(prompts)), [-1] * num_slots
         answers: list[list[tuple[int, float, float]]] = [[] for _ in prompts]
+        cancelled, unfinished = False, set(range(len(prompts)))
         last = torch.zeros(num_slots, dtype=torch.long, device=device)
         with tqdm(total=len(prompts), desc="decode", unit="prompt", mininterval=2.0, disable=not progress) as bar:
-            while waiting or any(owner >= 0 for owner in owners):
+            while (waiting or any(owner >= 0 for owner in owners)) and not cancelled:
                 free = [slot for slot, owner in enumerate(owners) if owner < 0][: len(waiting)]
                 if free:
                     taken = [waiting.popleft() for _ in free]
@@ -54,10 +61,15 @@ class LeftToRight:
                     answer = answers[owners[slot]]
                     answer.append((token, confidence, gap))
                     last[slot] = token
+                    if observer is not None:
+                        row, number = owners[slot], len(answer)
+                        position = len(prompts[row]) + number - 1
+                        cancelled |= bool(observer(Step(row, number, [position], [token], [confidence], [False])))
                     if token == config.eos_token_id or len(answer) == max_new_tokens:
+                        unfinished.discard(owners[slot])
                         owners[slot] = -1
                         bar.update()
-        return [_decoded(answer) for answer in answers]
+        return [_decoded(answer, index in unfinished) for index, answer in enumerate(answers)]
 
     def _prefill(self, cache: PrefixCache, slots, prompts: list[list[int]]) -> tuple[list, list, list]:
         device, longest = slots.device, max(map(len, prompts))
@@ -86,7 +98,7 @@ class LeftToRight:
         return token[:, 0].tolist(), best[:, 0].tolist(), (best[:, 0].log() - best[:, 1].log()).tolist()
 
 
-def _decoded(answer: list[tuple[int, float, float]]) -> Decoded:
+def _decoded(answer: list[tuple[int, float, float]], cancelled: bool) -> Decoded:
     """One forward per token: the first comes out of the prompt's forward, which therefore counts as decoding."""
     counters = {
         "target_forwards": len(answer),
@@ -95,5 +107,6 @@ def _decoded(answer: list[tuple[int, float, float]]) -> Decoded:
         "draft_forwards": 0,
         "rows_verified": len(answer),
     }
-    tokens, confidence, gaps = zip(*answer, strict=True)
-    return Decoded(list(tokens), list(range(1, len(answer) + 1)), list(confidence), counters, min(gaps))
+    tokens, confidence, gaps = zip(*answer, strict=True) if answer else ((), (), ())
+    revealed_at = list(range(1, len(answer) + 1))
+    return Decoded(list(tokens), revealed_at, list(confidence), counters, cancelled, min(gaps, default=float("inf")))

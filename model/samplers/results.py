@@ -1,6 +1,31 @@
 """What a decoder returns: the answer, how it came about, and honest counters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one decoding step did to one answer: told to an observer as it happens.
+
+    `positions` are absolute (prompt counted from 0); `tokens`, `confidence` and `edited` run beside them. `forward` is the
+    number of the answer's decoding forward (1 = the first); several steps share one when guesses were right. `drafted`: this
+    step's outcome had been guessed; `accepted`: the guess was right.
+    """
+
+    row: int  # which prompt
+    forward: int
+    positions: list[int]
+    tokens: list[int]
+    confidence: list[float]
+    edited: list[bool]  # a shown token was replaced (token editing), rather than a hidden one revealed
+    drafted: bool = False
+    accepted: bool = False
+
+
+Observer = Callable[[Step], bool | None]
+"""Called after every step of every row. A true return value ends decoding: answers come back as far as they were written
+without a gap, marked `cancelled`. An exception passes through; the decoder can be called again."""
 
 
 @dataclass
@@ -18,6 +43,7 @@ class Decoded:
     revealed_at: list[int]
     confidence: list[float]
     counters: dict[str, int] = field(default_factory=dict)
+    cancelled: bool = False  # an observer ended decoding before this answer was finished
     smallest_gap: float = float("inf")  # logit gap between the best and second best token over all revealed positions
 
     @property

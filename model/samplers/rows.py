@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.network.config import NetworkConfig
-from model.samplers.results import Decoded
+from model.samplers.results import Decoded, Observer, Step
 
 _COUNTERS = ("target_forwards", "prefill_forwards", "commit_forwards", "draft_forwards", "rows_verified")
 
@@ -13,7 +13,7 @@ _COUNTERS = ("target_forwards", "prefill_forwards", "commit_forwards", "draft_fo
 class Rows:
     """Slots of a batch. A slot is free, or holds one prompt's decode in progress."""
 
-    def __init__(self, config: NetworkConfig, num_slots: int, device) -> None:
+    def __init__(self, config: NetworkConfig, num_slots: int, device, observer: Observer | None = None) -> None:
         block = config.block_tokens
         self.mask, self.eos, self.block = config.mask_token_id, config.eos_token_id, block
         self.blocks = torch.full((num_slots, block), self.mask, device=device)
@@ -25,6 +25,7 @@ class Rows:
         self.prompt_tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.gap = torch.full((num_slots,), torch.inf, dtype=torch.float64, device=device)
         self.counters = {name: torch.zeros(num_slots, dtype=torch.long, device=device) for name in _COUNTERS}
+        self.observer, self.cancelled = observer, False
         self.prompt_index = [-1] * num_slots
         self.limits = [0] * num_slots
         self.written: list[list[tuple[int, int, float]]] = [[] for _ in range(num_slots)]
@@ -70,6 +71,39 @@ class Rows:
         self.confidence[slots] = torch.where(reveal, 1.0 / (1.0 + doubt), self.confidence[slots])
         self.gap[slots] = torch.minimum(self.gap[slots], torch.where(reveal, gap, torch.inf).amin(1))
         self.steps[slots] += 1
+
+    def tell(self, slots, reveal: Bool[Tensor, "rows block"], before: Tensor, drafted: bool, accepted: Tensor) -> None:
+        """Report what a step wrote to the observer, row by row; remember when it asks to stop."""
+        assert self.observer is not None
+        for row, slot in enumerate(slots.tolist()):
+            columns = reveal[row].nonzero()[:, 0]
+            step = Step(
+                self.prompt_index[slot],
+                int(self.counters["target_forwards"][slot]),
+                (self.starts[slot] + columns).tolist(),
+                self.blocks[slot, columns].tolist(),
+                self.confidence[slot, columns].tolist(),
+                (before[row, columns] != self.mask).tolist(),
+                drafted,
+                drafted and bool(accepted[row]),
+            )
+            self.cancelled |= bool(self.observer(step))
+
+    def abandon(self) -> list[tuple[int, Decoded]]:
+        """Results of rows that were cancelled: what was written before the first hidden position."""
+        slots = self.live()
+        if slots.numel():
+            self._keep(slots)
+        found = []
+        for slot in slots.tolist():
+            tokens = [token for token, _, _ in self.written[slot]]
+            end = tokens.index(self.mask) if self.mask in tokens else len(tokens)
+            self.written[slot] = self.written[slot][:end]
+            decoded = self._result(slot)
+            decoded.cancelled = True
+            found.append((self.prompt_index[slot], decoded))
+            self.prompt_index[slot] = -1
+        return found
 
     def count_guess(self, slots, depth: int, found: Bool[Tensor, " rows"]) -> None:
         """Remember that rows looked for their state among guesses of this depth, and which found it."""
@@ -136,5 +170,5 @@ class Rows:
             [r for _, r, _ in written[:end]],
             [c for _, _, c in written[:end]],
             counters,
-            float(self.gap[slot]),
+            smallest_gap=float(self.gap[slot]),
         )
