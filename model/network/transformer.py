@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from model.network.cache import CachedPart, NewKeysValues
 from model.network.config import NetworkConfig
+from model.network.feed_forward import FeedForward
 from model.network.masks import AttentionPattern
+from model.network.norms import RMSNorm
 from model.network.rotary import Rotary, rotate
 
 
@@ -21,10 +23,13 @@ class Attention(nn.Module):
         super().__init__()
         width, heads, shared = config.width_per_head, config.num_heads, config.key_value_heads
         self.heads, self.shared, self.width = heads, shared, width
-        self.query_key_value = nn.Linear(config.hidden_size, (heads + 2 * shared) * width, bias=False)
-        self.output = nn.Linear(heads * width, config.hidden_size, bias=False)
-        self.query_norm = nn.RMSNorm(width, config.norm_epsilon) if config.query_key_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(width, config.norm_epsilon) if config.query_key_norm else nn.Identity()
+        self.norm_after_turn = config.query_key_norm and config.query_key_norm_place == "after_rotary"
+        self.query_key_value = nn.Linear(
+            config.hidden_size, (heads + 2 * shared) * width, bias=config.attention_bias != "none"
+        )
+        self.output = nn.Linear(heads * width, config.hidden_size, bias=config.attention_bias == "all")
+        self.query_norm = RMSNorm(width, config.norm_epsilon, config.norm) if config.query_key_norm else nn.Identity()
+        self.key_norm = RMSNorm(width, config.norm_epsilon, config.norm) if config.query_key_norm else nn.Identity()
 
     def forward(
         self,
@@ -40,7 +45,7 @@ class Attention(nn.Module):
         """
         key_value = self._heads(x, slice(self.heads, None))
         key, value = key_value.split(self.shared, dim=1)
-        key = rotate(self.key_norm(key), *turn)
+        key = self._turned(key, self.key_norm, turn)
         new = (key, value)
         if cached is not None:
             key, value = torch.cat((cached[0], key), 2), torch.cat((cached[1], value), 2)
@@ -48,15 +53,20 @@ class Attention(nn.Module):
             x = _take(x, columns)
             turn = (_take(turn[0][:, 0], columns)[:, None], _take(turn[1][:, 0], columns)[:, None])
             allowed = _take(allowed[:, 0], columns)[:, None]
-        query = rotate(self.query_norm(self._heads(x, slice(0, self.heads))), *turn)
+        query = self._turned(self._heads(x, slice(0, self.heads)), self.query_norm, turn)
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed, enable_gqa=self.heads != self.shared
         )
         return self.output(mixed.transpose(1, 2).flatten(2)), new
 
     def _heads(self, x: Float[Tensor, "batch rows hidden"], which: slice) -> Float[Tensor, "batch heads rows width"]:
-        weight = self.query_key_value.weight.unflatten(0, (-1, self.width))[which].flatten(0, 1)
-        return functional.linear(x, weight).unflatten(-1, (-1, self.width)).transpose(1, 2)
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        weight = weight.unflatten(0, (-1, self.width))[which].flatten(0, 1)
+        bias = None if bias is None else bias.unflatten(0, (-1, self.width))[which].flatten()
+        return functional.linear(x, weight, bias).unflatten(-1, (-1, self.width)).transpose(1, 2)
+
+    def _turned(self, x: Tensor, norm: nn.Module, turn: tuple[Tensor, Tensor]) -> Tensor:
+        return norm(rotate(x, *turn)) if self.norm_after_turn else rotate(norm(x), *turn)
 
 
 def _take(
@@ -65,29 +75,15 @@ def _take(
     return x.gather(1, columns[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x), gate and up in one matrix."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.feed_forward_size, bias=False)
-        self.down = nn.Linear(config.feed_forward_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-        """The transformed states, same shape."""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(functional.silu(gate) * up)
-
-
 class Layer(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, index: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon, config.norm)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_epsilon, config.norm)
+        self.feed_forward = _mixture(config) if config.is_mixture(index) else _dense(config)
 
     def forward(
         self,
@@ -108,6 +104,16 @@ class Layer(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x)), new
 
 
+def _dense(config: NetworkConfig) -> nn.Module:
+    return FeedForward(config.hidden_size, config.feed_forward_size, config.feed_forward_bias)
+
+
+def _mixture(config: NetworkConfig) -> nn.Module:
+    from model.network.experts import MixtureOfExperts
+
+    return MixtureOfExperts(config)
+
+
 def _asked_columns(asked: Bool[Tensor, "batch rows"]) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
     """The asked columns of every row in order, padded to the row with most of them, and which are not padding."""
     columns = (~asked).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(asked.sum(1).max()))]
@@ -120,11 +126,16 @@ class Transformer(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.rotary = Rotary(config.width_per_head, config.rotary_base, config.maximum_positions)
-        self.unembedding = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
+        self.embedding = nn.Embedding(config.embedding_rows, config.hidden_size)
+        self.embedding_norm = (
+            RMSNorm(config.hidden_size, config.norm_epsilon, "rms_unweighted")
+            if config.embedding_norm
+            else nn.Identity()
+        )
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_epsilon, config.norm)
+        self.rotary = Rotary(config.rotary_width, config.rotary_base, config.maximum_positions, config.rotary_scaling)
+        self.unembedding = nn.Linear(config.hidden_size, config.embedding_rows, bias=False)
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
 
@@ -163,7 +174,8 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise
-        turn = self.rotary(positions, x.dtype)
+        x = self.embedding_norm(x)
+        turn = self.rotary(positions, torch.float32 if self.config.rotary_full_precision else x.dtype)
         allowed = pattern.allowed() if isinstance(pattern, AttentionPattern) else pattern
         new: NewKeysValues = []
         for index, layer in enumerate(self.layers):
@@ -178,14 +190,14 @@ class Transformer(nn.Module):
         return self.unembedding(hidden)
 
     def initialise(self, rng: torch.Generator) -> None:
-        """Fresh weights from one generator: normal 0.02, residual outputs scaled by 1 / sqrt(2 num_layers) (GPT-2), norms 1."""
+        """Fresh weights from one generator: normal 0.02, residual outputs / sqrt(2 num_layers) (GPT-2); norms 1, biases 0."""
         residual = 0.02 / (2 * self.config.num_layers) ** 0.5
         for name, parameter in sorted(self.named_parameters()):
             with torch.no_grad():
                 if parameter.dim() < 2:
-                    parameter.fill_(1.0)
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 else:
-                    is_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+                    is_residual = name.removesuffix(".weight").endswith((".attention.output", ".down"))
                     parameter.normal_(0.0, residual if is_residual else 0.02, generator=rng)
 
 
