@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from model.network.cache import CachedPart, NewKeysValues
 from model.network.config import NetworkConfig
+from model.network.experts import MixtureOfExperts
 from model.network.feed_forward import FeedForward
 from model.network.masks import AttentionPattern
 from model.network.norms import RMSNorm
@@ -83,7 +84,7 @@ class Layer(nn.Module):
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon, config.norm)
         self.attention = Attention(config)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_epsilon, config.norm)
-        self.feed_forward = _mixture(config) if config.is_mixture(index) else _dense(config)
+        self.feed_forward = MixtureOfExperts(config) if config.is_mixture(index) else _dense(config)
 
     def forward(
         self,
@@ -106,12 +107,6 @@ class Layer(nn.Module):
 
 def _dense(config: NetworkConfig) -> nn.Module:
     return FeedForward(config.hidden_size, config.feed_forward_size, config.feed_forward_bias)
-
-
-def _mixture(config: NetworkConfig) -> nn.Module:
-    from model.network.experts import MixtureOfExperts
-
-    return MixtureOfExperts(config)
 
 
 def _asked_columns(asked: Bool[Tensor, "batch rows"]) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
