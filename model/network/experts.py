@@ -65,15 +65,17 @@ class MixtureOfExperts(nn.Module):
             nn.init.normal_(stacked, std=0.02)
         shared = config.num_shared_experts
         self.shared = FeedForward(hidden, shared * width, config.feed_forward_bias) if shared else None
-        self.register_buffer("load", torch.zeros(experts, dtype=torch.long), persistent=False)
+        self.load: Int[Tensor, " experts"] | None = None  # no buffer: it belongs to this process and to no checkpoint
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """The mixture's output, same shape. While training, tokens per expert are added to `load`."""
         flat = x.flatten(0, -2)
         chosen, weights = self.router(flat)
-        counts = torch.zeros_like(self.load).scatter_add_(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
+        counts = chosen.new_zeros(self.gate_up.shape[0]).scatter_add_(
+            0, chosen.flatten(), torch.ones_like(chosen.flatten())
+        )
         if self.training and torch.is_grad_enabled():
-            self.load += counts
+            self.load = counts if self.load is None else self.load + counts
         mixed = self._routed(flat, chosen, weights, counts).view_as(x)
         return mixed if self.shared is None else mixed + self.shared(x)
 
@@ -133,8 +135,8 @@ def take_loads(network: nn.Module) -> dict[int, Int[Tensor, " experts"]]:
     """Tokens each expert was given in training forwards since the last call, by layer; counting begins again at zero."""
     loads = {}
     for index, mixture in mixtures(network):
-        loads[index] = mixture.load.clone()
-        mixture.load.zero_()
+        none = torch.zeros_like(mixture.router.expert_bias, dtype=torch.long)
+        loads[index], mixture.load = none if mixture.load is None else mixture.load, None
     return loads
 
 

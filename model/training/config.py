@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 PRECISIONS = ("float32", "bfloat16")
+EXPERT_BIASES = ("frozen", "balanced")
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     accumulation_steps: int = 1
     precision: str = "float32"
+    expert_bias: str = "frozen"  # of a mixture of experts; balanced: moved towards an even load after every step
+    expert_bias_step: float = 0.001  # by this much (arXiv:2408.15664)
     validate_every_steps: int = 500
     validation_rows: int = 256
     patience: int | None = None  # evaluations without improvement before the run ends; None: never
@@ -44,6 +47,10 @@ class TrainingConfig:
             )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision '{self.precision}' must be one of {', '.join(PRECISIONS)}")
+        if self.expert_bias not in EXPERT_BIASES:
+            raise ValueError(f"expert_bias '{self.expert_bias}' must be one of {', '.join(EXPERT_BIASES)}")
+        if self.expert_bias_step <= 0:
+            raise ValueError(f"expert_bias_step {self.expert_bias_step} must be positive")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate {self.learning_rate} must be positive")
 

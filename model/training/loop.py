@@ -21,6 +21,7 @@ from model.objectives.objective import Objective, Terms, View
 from model.text.batch import Batch
 from model.text.packing import TokenRows
 from model.training.config import TrainingConfig
+from model.training.expert_load import ExpertLoads
 from model.training.loader import RowLoader
 from model.training.optimizer import learning_rate_factor, make_optimizer
 from model.training.tracking import Tracker
@@ -70,6 +71,9 @@ class Trainer:
         optimizer = make_optimizer(network, config.learning_rate, config.weight_decay)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.raw_network = self.accelerator.unwrap_model(self.network)
+        self.experts = ExpertLoads(
+            self.raw_network, config.expert_bias, config.expert_bias_step, self.accelerator.reduce
+        )
         self.factor = learning_rate_factor(
             config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction
         )
@@ -136,6 +140,7 @@ class Trainer:
             group["lr"] = values["learning_rate"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.experts.after_step()
         return values
 
     def _slices(self, batch: Batch, step: int) -> list[View]:
@@ -193,7 +198,7 @@ class Trainer:
             "val/bits_per_byte": bits,
             "val/accuracy": means.get("accuracy", math.nan),
         }
-        self.tracker.log_metrics(record, step=progress.step)
+        self.tracker.log_metrics(record | self.experts.metrics(), step=progress.step)
         progress.curve.append({"step": progress.step, **record})
         if bits < progress.best - self.config.minimum_improvement:
             progress.best, progress.evaluations_without_improvement = bits, 0

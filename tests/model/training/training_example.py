@@ -43,21 +43,30 @@ def write_rows(folder: Path, rows: int = 40, seed: int = 0) -> Path:
     return folder
 
 
-def trainer(work: Path, data: Path, objective=None, **changes) -> Trainer:
-    config = NetworkConfig(
-        vocabulary_size=20,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        feed_forward_size=24,
-        attention="block_causal",
-        block_tokens=4,
-        mask_token_id=MASK,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
+CONFIG = NetworkConfig(
+    vocabulary_size=20,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    feed_forward_size=24,
+    attention="block_causal",
+    block_tokens=4,
+    mask_token_id=MASK,
+    eos_token_id=1,
+    pad_token_id=0,
+)
+
+
+def fresh_network(config: NetworkConfig = CONFIG) -> Transformer:
     network = Transformer(config)
     network.initialise(seeded(0, 1))
+    return network
+
+
+def trainer(
+    work: Path, data: Path, objective=None, network: Transformer | None = None, judge=None, **changes
+) -> Trainer:
+    network = network or fresh_network()
     values = {
         "steps": 30,
         "batch_rows": 8,
@@ -70,7 +79,7 @@ def trainer(work: Path, data: Path, objective=None, **changes) -> Trainer:
     } | changes
     hidden = objective or BlockDiffusion(MASK, 4)
     work.mkdir(parents=True, exist_ok=True)
-    judge = objective or BlockDiffusion(MASK, 4, HidingConfig("exact_count"))
+    judge = judge or objective or BlockDiffusion(MASK, 4, HidingConfig("exact_count"))
     loader = RowLoader([(data, 1.0)], values["batch_rows"], 0)
     return Trainer(
         network, hidden, judge, loader, TokenRows(data), TrainingConfig(**values), work, Silent(), 0, "example"
