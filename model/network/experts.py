@@ -59,6 +59,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         experts, hidden, width = config.num_experts, config.hidden_size, config.expert_feed_forward_size
         self.router = Router(config)
+        self.parts = {"gate_up": (width, width)}  # as StackedLinear says it
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down = nn.Parameter(torch.empty(experts, hidden, width))
         for stacked in (self.gate_up, self.down):

@@ -11,7 +11,7 @@ from torch.nn import functional
 from model.network.cache import CachedPart, NewKeysValues
 from model.network.config import NetworkConfig
 from model.network.experts import MixtureOfExperts
-from model.network.feed_forward import FeedForward
+from model.network.feed_forward import FeedForward, StackedLinear
 from model.network.masks import AttentionPattern
 from model.network.norms import RMSNorm
 from model.network.rotary import Rotary, rotate
@@ -25,8 +25,8 @@ class Attention(nn.Module):
         width, heads, shared = config.width_per_head, config.num_heads, config.key_value_heads
         self.heads, self.shared, self.width = heads, shared, width
         self.norm_after_turn = config.query_key_norm and config.query_key_norm_place == "after_rotary"
-        self.query_key_value = nn.Linear(
-            config.hidden_size, (heads + 2 * shared) * width, bias=config.attention_bias != "none"
+        self.query_key_value = StackedLinear(
+            config.hidden_size, (heads * width, shared * width, shared * width), bias=config.attention_bias != "none"
         )
         self.output = nn.Linear(heads * width, config.hidden_size, bias=config.attention_bias == "all")
         self.query_norm = RMSNorm(width, config.norm_epsilon, config.norm) if config.query_key_norm else nn.Identity()

@@ -14,6 +14,7 @@ class TrainingConfig:
     steps: int
     batch_rows: int
     learning_rate: float
+    optimizer: str = "adamw"
     schedule: str = "cosine"
     warmup_steps: int = 50
     minimum_learning_rate_fraction: float = 0.05

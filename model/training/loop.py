@@ -23,7 +23,7 @@ from model.text.packing import TokenRows
 from model.training.config import TrainingConfig
 from model.training.expert_load import ExpertLoads
 from model.training.loader import RowLoader
-from model.training.optimizer import learning_rate_factor, make_optimizer
+from model.training.optimizer import learning_rate_factor, make_optimizers
 from model.training.tracking import Tracker
 
 
@@ -68,8 +68,8 @@ class Trainer:
         self.objective, self.validation_objective = objective, validation_objective
         self.loader, self.validation, self.config = loader, validation, config
         self.work, self.tracker, self.seed, self.name = work, tracker, seed, name
-        optimizer = make_optimizer(network, config.learning_rate, config.weight_decay)
-        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        optimizers = make_optimizers(network, config.optimizer, config.learning_rate, config.weight_decay)
+        self.network, *self.optimizers = self.accelerator.prepare(network, *optimizers)
         self.raw_network = self.accelerator.unwrap_model(self.network)
         self.experts = ExpertLoads(
             self.raw_network, config.expert_bias, config.expert_bias_step, self.accelerator.reduce
@@ -136,10 +136,11 @@ class Trainer:
                 f"{values['gradient_norm']}). The last good checkpoint is in {self.work}; lower learning_rate or gradient_clip"
             )
         values["learning_rate"] = config.learning_rate * self.factor(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = values["learning_rate"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = values["learning_rate"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.experts.after_step()
         return values
 

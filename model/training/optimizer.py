@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and the learning-rate schedules by name."""
+"""The optimizers and the learning-rate schedules by name."""
 
 import math
 from collections.abc import Callable
@@ -6,19 +6,43 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from model.network.experts import MixtureOfExperts
+from model.training.muon import Muon
+
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd", "constant")
 
 
-def make_optimizer(
-    network: nn.Module, learning_rate: float, weight_decay: float, beta2: float = 0.98
-) -> torch.optim.AdamW:
-    """Fused AdamW; norm weights and biases (fewer than two dimensions) are not decayed."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+def make_optimizers(
+    network: nn.Module, name: str, learning_rate: float, weight_decay: float, beta2: float = 0.98
+) -> list[torch.optim.Optimizer]:
+    """`adamw`, or `muon` for the matrices inside the layers beside AdamW for embeddings, head and everything else.
+
+    One learning rate serves both. Norm weights and biases (fewer than two dimensions) are not decayed.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer '{name}' must be one of {', '.join(OPTIMIZERS)}")
+    groups = _muon_groups(network) if name == "muon" else []
+    taken = {id(parameter) for group in groups for parameter in group["params"]}
+    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in taken]
+    adamw = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
+    made: list[torch.optim.Optimizer] = [Muon(groups, learning_rate, weight_decay)] if groups else []
+    return [*made, torch.optim.AdamW(adamw, lr=learning_rate, betas=(0.9, beta2), fused=True)]
+
+
+def _muon_groups(network: nn.Module) -> list[dict]:
+    """The layers' linear maps, experts included, grouped by how many matrices are stacked in each; a router is none of them."""
+    groups: dict[tuple[int, ...] | None, list[nn.Parameter]] = {}
+    for module in network.layers.modules():
+        if isinstance(module, nn.Linear | MixtureOfExperts):
+            parts = getattr(module, "parts", {})
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() >= 2 and parameter.requires_grad:
+                    groups.setdefault(parts.get(name), []).append(parameter)
+    return [{"params": parameters, "parts": parts} for parts, parameters in groups.items()]
 
 
 def learning_rate_factor(
