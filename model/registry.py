@@ -25,6 +25,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "fixed_steps": "model.samplers.policies:FixedSteps",
         "threshold": "model.samplers.policies:Threshold",
         "hybrid": "model.samplers.policies:Hybrid",
+        "factor": "model.samplers.policies:Factor",
+        "entropy_threshold": "model.samplers.policies:EntropyThreshold",
+        "uniform_time": "model.samplers.policies:UniformTime",
+        "token_editing": "model.samplers.token_editing:TokenEditing",
     },
 }
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.network.cache import CachedPart, NewKeysValues
+from model.network.cache import Placement
 from model.network.config import NetworkConfig
 from model.network.experts import MixtureOfExperts
 from model.network.feed_forward import FeedForward, StackedLinear
@@ -36,29 +36,30 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch rows hidden"],
         turn: tuple[Tensor, Tensor],
-        allowed: Bool[Tensor, "batch 1 rows keys"],
-        cached: tuple[Tensor, Tensor] | None,
+        allowed: Bool[Tensor, "batch 1 rows keys"] | Placement,
+        layer: int,
         columns: Int[Tensor, "batch asked"] | None,
-    ) -> tuple[Float[Tensor, "batch asked hidden"], tuple[Tensor, Tensor]]:
-        """The attention output, of the asked columns alone when given, and this call's own keys and values.
+    ) -> Float[Tensor, "batch asked hidden"]:
+        """The attention output, of the asked columns alone when given.
 
-        Keys are kept rotated: absolute positions never change.
+        `allowed` says who attends to whom, or where in a cache the rows stand. Keys are cached rotated: positions never change.
         """
         key_value = self._heads(x, slice(self.heads, None))
         key, value = key_value.split(self.shared, dim=1)
         key = self._turned(key, self.key_norm, turn)
-        new = (key, value)
-        if cached is not None:
-            key, value = torch.cat((cached[0], key), 2), torch.cat((cached[1], value), 2)
         if columns is not None:
             x = _take(x, columns)
             turn = (_take(turn[0][:, 0], columns)[:, None], _take(turn[1][:, 0], columns)[:, None])
-            allowed = _take(allowed[:, 0], columns)[:, None]
+            if not isinstance(allowed, Placement):
+                allowed = _take(allowed[:, 0], columns)[:, None]
         query = self._turned(self._heads(x, slice(0, self.heads)), self.query_norm, turn)
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, enable_gqa=self.heads != self.shared
-        )
-        return self.output(mixed.transpose(1, 2).flatten(2)), new
+        if isinstance(allowed, Placement):
+            mixed = allowed.attend(layer, query, key, value, columns)
+        else:
+            mixed = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=allowed, enable_gqa=self.heads != self.shared
+            )
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Float[Tensor, "batch rows hidden"], which: slice) -> Float[Tensor, "batch heads rows width"]:
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
@@ -90,19 +91,20 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         turn: tuple[Tensor, Tensor],
-        allowed: Tensor,
-        cached,
-        asked: Bool[Tensor, "batch rows"] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The new residual stream and this call's keys and values; with `asked` only those rows, flat [num_asked, hidden]."""
+        allowed: Tensor | Placement,
+        index: int,
+        asked: Bool[Tensor, "batch rows"] | Int[Tensor, " asked"] | None = None,
+    ) -> Tensor:
+        """The new residual stream of layer `index`; with `asked` only those rows, flat [num_asked, hidden]."""
         if asked is None:
-            mixed, new = self.attention(self.attention_norm(x), turn, allowed, cached, None)
-            x = x + mixed
-        else:
+            x = x + self.attention(self.attention_norm(x), turn, allowed, index, None)
+        elif asked.dtype == torch.bool:
             columns, real = _asked_columns(asked)
-            mixed, new = self.attention(self.attention_norm(x), turn, allowed, cached, columns)
+            mixed = self.attention(self.attention_norm(x), turn, allowed, index, columns)
             x = x[asked] + mixed[real]
-        return x + self.feed_forward(self.feed_forward_norm(x)), new
+        else:  # indices into a flat line of tokens, known to the caller: no device has to be asked how many
+            x = x[0, asked] + self.attention(self.attention_norm(x), turn, allowed, index, asked[None])[0]
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 def _dense(config: NetworkConfig) -> nn.Module:
@@ -147,38 +149,28 @@ class Transformer(nn.Module):
         With `asked` the result is [num_asked, hidden] in row-major order, and the last layer computes no other row: an objective
         that grades a quarter of the rows saves most of a layer.
         """
-        return self._run(tokens, positions, pattern, embedding_noise, None, asked)[0]
+        allowed = pattern.allowed() if isinstance(pattern, AttentionPattern) else pattern
+        return self._run(tokens, positions, allowed, embedding_noise, asked)
 
     def forward_cached(
         self,
-        tokens: Int[Tensor, "batch rows"],
-        positions: Int[Tensor, "batch rows"],
-        allowed: Bool[Tensor, "batch 1 rows keys"],
-        part: CachedPart,
-        asked: Bool[Tensor, "batch rows"] | None = None,
-    ) -> tuple[Float[Tensor, "..."], NewKeysValues]:
-        """Hidden states (as `forward`) of rows that also see a prefix cache, and their own keys and values (not stored).
+        tokens: Int[Tensor, " tokens"],
+        positions: Int[Tensor, " tokens"],
+        placement: Placement,
+        asked: Int[Tensor, " asked"],
+    ) -> Float[Tensor, "asked hidden"]:
+        """Normalised hidden states of the asked tokens of a flat line that reads, and writes, a cache."""
+        return self._run(tokens[None], positions[None], placement, None, asked)
 
-        `allowed` spans the cache's first `extent` positions, then the rows themselves; part = (cache, slots, extent).
-        """
-        return self._run(tokens, positions, allowed, None, part, asked)
-
-    def _run(
-        self, tokens, positions, pattern, embedding_noise, part: CachedPart | None, asked
-    ) -> tuple[Tensor, NewKeysValues]:
+    def _run(self, tokens, positions, allowed: Tensor | Placement, embedding_noise, asked) -> Tensor:
         x = self.embedding(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise
         x = self.embedding_norm(x)
         turn = self.rotary(positions, torch.float32 if self.config.rotary_full_precision else x.dtype)
-        allowed = pattern.allowed() if isinstance(pattern, AttentionPattern) else pattern
-        new: NewKeysValues = []
         for index, layer in enumerate(self.layers):
-            cached = None if part is None else part[0].layer(index, part[1], part[2])
-            is_last = index == len(self.layers) - 1
-            x, own = layer(x, turn, allowed, cached, asked if is_last else None)
-            new.append(own)
-        return self.norm(x), new
+            x = layer(x, turn, allowed, index, asked if index == len(self.layers) - 1 else None)
+        return self.norm(x)
 
     def head(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
         """Logits of hidden states."""

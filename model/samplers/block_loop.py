@@ -1,24 +1,47 @@
 """The one block loop: rows advance block by block, each at its own pace; finished rows make place for waiting prompts.
 
-A decoder is the deterministic map `step(state, logits(state)) -> state`, state = (block tokens, step in the block). Speculation
-only adds candidates: guessed future states whose logits come from the same forward. The walk below moves a row exactly as
-plain decoding would, for as long as its own next state is among the candidates, so a guess can never change a token
-(methods section 3). Plain decoding is the walk with the current state as the only candidate.
+A decoder is the deterministic map `step(state, logits(state)) -> state`, state = (block tokens, counters of the block).
+Speculation only adds candidates: guessed future states whose logits come from the same forward. The walk below moves a row
+exactly as plain decoding would, for as long as its own next state is among the candidates, so a guess can never change a
+token (methods section 3). Plain decoding is the walk with the current state as the only candidate.
 """
 
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
 from model.network.transformer import Transformer
-from model.samplers.guesses import Guesser
+from model.samplers.compatibility import NO_QUIRKS, Quirks
+from model.samplers.guesses import Guesser, Guesses, no_guesses
 from model.samplers.policies import Policy
-from model.samplers.results import Decoded, Observer
-from model.samplers.rows import Rows
-from model.samplers.targets import CachedTarget, CanvasTarget, Proposals
+from model.samplers.results import EXACT, Decoded, Observer
+from model.samplers.rows import Grid, Rows, State, advance
+from model.samplers.sampling import GREEDY, Proposer, Sampling
+from model.samplers.targets import CACHES, Proposals, Source, SourceSettings, make_source
+
+
+@dataclass
+class Batch:
+    """One call's working state."""
+
+    rows: Rows
+    target: Source
+    waiting: deque
+    seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0, "draft": 0.0, "host": 0.0})
+
+    @contextmanager
+    def clock(self, part: str) -> Iterator[None]:
+        """Adds the time of a block of code to a part."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - began
 
 
 class BlockDecoder:
@@ -31,6 +54,11 @@ class BlockDecoder:
         batch_rows: int = 64,
         eos_early_stop: bool = True,
         guesser: Guesser | None = None,
+        *,
+        sampling: Sampling = GREEDY,
+        cache: str | None = None,
+        block_tokens: int | None = None,
+        quirks: Quirks = NO_QUIRKS,
     ) -> None:
         if network.config.attention == "causal":
             raise ValueError("a causal network decodes left to right (policy left_to_right), not in blocks")
@@ -38,9 +66,35 @@ class BlockDecoder:
             raise ValueError("the network has no mask token: run it through convert_to_diffusion first")
         if batch_rows < 1:
             raise ValueError(f"batch_rows {batch_rows} must be at least 1")
+        if block_tokens is not None and block_tokens < 1:
+            raise ValueError(f"block_tokens {block_tokens} must be at least 1")
         self.network, self.policy, self.guesser = network, policy, guesser
-        self.batch_rows, self.eos_early_stop = batch_rows, eos_early_stop
+        self.batch_rows, self.sampling, self.quirks = batch_rows, sampling, quirks
+        self.block_tokens = block_tokens or network.config.block_tokens
+        self.stop = quirks.stop or ("early" if eos_early_stop else "block")
+        self.cache = self._checked_cache(cache)
 
+    def _checked_cache(self, cache: str | None) -> str:
+        """The kind of cache: by default the exact one that the network has."""
+        is_causal = self.network.config.attention == "block_causal"
+        cache = cache or ("prefix" if is_causal else "none")
+        if cache not in CACHES:
+            raise ValueError(f"cache '{cache}' must be one of {', '.join(CACHES)}")
+        if cache == "dual" and is_causal:
+            raise ValueError(
+                "a dual cache is for bidirectional networks; this one is block-causal: its prefix cache is exact"
+            )
+        if is_causal and self.quirks.grid_from_prompt:
+            raise ValueError("a block-causal network counts blocks from the first token, not from the prompt's end")
+        return cache
+
+    @property
+    def label(self) -> str:
+        """What results say about the cache: exact, or which approximation."""
+        is_exact = self.cache == "none" or self.network.config.attention == "block_causal"
+        return EXACT if is_exact else f"{self.cache} (approximate)"
+
+    @torch.no_grad()
     def __call__(
         self,
         prompts: list[list[int]],
@@ -55,32 +109,63 @@ class BlockDecoder:
         self._check(prompts, max_new_tokens)
         if not prompts:
             return []
-        block = self.network.config.block_tokens
-        capacity = max(-(-(len(prompt) + max_new_tokens) // block) * block for prompt in prompts)
-        num_slots = min(self.batch_rows, len(prompts))
-        cached = self.network.config.attention == "block_causal"
-        target = (CachedTarget if cached else CanvasTarget)(self.network, num_slots, capacity)
-        rows = Rows(self.network.config, num_slots, self.network.embedding.weight.device, observer)
-        if self.guesser is not None:
-            self.guesser.start(num_slots, capacity)
-        waiting = deque(enumerate(prompts))
-        results: list[Decoded | None] = [None] * len(prompts)
+        batch = self._begin(prompts, max_new_tokens, observer)
+        rows, results = batch.rows, dict[int, Decoded]()
         with tqdm(total=len(prompts), desc="decode", unit="prompt", mininterval=2.0, disable=not progress) as bar:
-            while (waiting or rows.any_live()) and not rows.cancelled:
-                self._admit(target, rows, waiting, max_new_tokens)
-                self._advance(target, rows)
-                for index, decoded in rows.collect(self.eos_early_stop):
+            while (batch.waiting or rows.num_live) and not rows.cancelled:
+                with batch.clock("target"):
+                    self._admit(batch, max_new_tokens)
+                self._advance(batch)
+                for index, decoded in self._collect(batch):
                     results[index] = decoded
                     bar.update()
-        for index, decoded in rows.abandon():
-            results[index] = decoded
+        for slot in range(rows.num_live):
+            results[int(rows.index[slot])] = rows.result(slot, self.label, cancelled=True)
         nothing = dict.fromkeys(rows.counters, 0)
-        return [Decoded([], [], [], dict(nothing), cancelled=True) if one is None else one for one in results]
+        for index in range(len(prompts)):
+            results.setdefault(index, Decoded([], [], [], dict(nothing), cancelled=True, cache=self.label))
+        for decoded in results.values():  # forwards are shared by the rows of a batch, and so is their time
+            decoded.seconds = {part: seconds / len(prompts) for part, seconds in batch.seconds.items()}
+        return [results[index] for index in range(len(prompts))]
+
+    def _begin(self, prompts: list[list[int]], max_new_tokens: int, observer: Observer | None) -> Batch:
+        config, quirks = self.network.config, self.quirks
+        block = max_new_tokens if quirks.one_block else self.block_tokens
+        grid = Grid(
+            block,
+            config.mask_token_id,
+            config.eos_token_id,
+            quirks.grid_from_prompt,
+            self.stop,
+            quirks.canvas_tokens,
+            quirks.minimum_steps,
+        )
+        proposer = Proposer(
+            self.sampling,
+            config.mask_token_id,
+            self.policy.needs_entropy,
+            quirks.mask_counts,
+            quirks.confidence_of_temperature,
+        )
+        settings = SourceSettings(grid, proposer, self.policy.edits)
+        num_slots = min(self.batch_rows, len(prompts))
+        capacity = max(grid.canvas(len(prompt), max_new_tokens) for prompt in prompts)
+        candidates = 1
+        if self.guesser is not None:
+            settings = self.guesser.start(settings, num_slots, capacity)
+            candidates += self.guesser.largest()
+        target = make_source(self.network, settings, num_slots, capacity, self.cache, candidates)
+        return Batch(Rows(grid, num_slots, capacity, observer), target, deque(enumerate(prompts)))
 
     def _check(self, prompts: list[list[int]], max_new_tokens: int) -> None:
         config = self.network.config
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
+        if self.quirks.grid_from_prompt and not self.quirks.one_block and max_new_tokens % self.block_tokens:
+            raise ValueError(
+                f"block_tokens {self.block_tokens} does not divide max_new_tokens {max_new_tokens}: blocks counted from "
+                "the prompt's end must fill the answer"
+            )
         for index, prompt in enumerate(prompts):
             if not prompt:
                 raise ValueError(f"prompt {index} is empty: give at least one token")
@@ -88,88 +173,97 @@ class BlockDecoder:
                 raise ValueError(
                     f"prompt {index} contains the mask token {config.mask_token_id}: it would count as hidden text"
                 )
-            if len(prompt) + max_new_tokens > config.maximum_positions:
+            if min(prompt) < 0 or max(prompt) >= config.vocabulary_size:
+                raise ValueError(
+                    f"prompt {index} holds a token outside the vocabulary of {config.vocabulary_size} tokens: it was made with "
+                    "another tokenizer"
+                )
+            if len(prompt) + max_new_tokens > (self.quirks.canvas_tokens or config.maximum_positions):
                 raise ValueError(
                     f"prompt {index} has {len(prompt)} tokens: with max_new_tokens {max_new_tokens} that exceeds the context of "
-                    f"{config.maximum_positions}; shorten one of them"
+                    f"{self.quirks.canvas_tokens or config.maximum_positions}; shorten one of them"
                 )
 
-    def _admit(self, target, rows: Rows, waiting: deque, max_new_tokens: int) -> None:
-        slots = rows.free()[: len(waiting)]
-        if not slots:
-            return
-        taken = [waiting.popleft() for _ in slots]
-        index = torch.tensor(slots, device=rows.blocks.device)
-        prompts = [prompt for _, prompt in taken]
-        totals = rows.begin(slots, taken, max_new_tokens)
-        forwards = target.admit(index, prompts, totals)
-        rows.counters["prefill_forwards"][index] += forwards
-        if self.guesser is not None:
-            self.guesser.admit(index, prompts, totals)
+    def _admit(self, batch: Batch, max_new_tokens: int) -> None:
+        rows, first = batch.rows, batch.rows.num_live
+        while batch.waiting and rows.num_live < rows.num_slots:
+            index, prompt = batch.waiting.popleft()
+            rows.enter(index, prompt, max_new_tokens)
+        if rows.num_live > first:
+            batch.target.admit(rows, first, rows.num_live - first)
+            if self.guesser is not None:
+                self.guesser.admit(rows, first, rows.num_live - first)
 
-    @torch.no_grad()
-    def _advance(self, target, rows: Rows) -> None:
+    def _advance(self, batch: Batch) -> None:
         """One target forward for all live rows, then walk every row as far as its states were foreseen."""
-        slots = rows.live()
-        states, steps = rows.blocks[slots][:, None], rows.steps[slots][:, None]
-        decoding = rows.has_hidden(slots)
-        if self.guesser is not None:
-            states, steps = self.guesser.extend(slots, states, steps, rows, self.policy)
-        proposals = target.forward(slots, states, rows.starts[slots])
-        rows.counters["target_forwards"][slots] += decoding.long()
-        rows.counters["commit_forwards"][slots] += (~decoding).long()
-        rows.counters["rows_verified"][slots] += states.shape[1]
-        last = self._walk(rows, slots, states, steps, proposals)
-        if self.guesser is not None:
-            self.guesser.observe(slots, rows, last, proposals)
-        self._finish_blocks(target, rows, slots, states, proposals)
+        rows = batch.rows
+        with batch.clock("draft"):
+            guesses = no_guesses(rows) if self.guesser is None else self.guesser.guess(rows, self.policy)
+        with batch.clock("target"):
+            proposals = batch.target.forward(rows, guesses.states, guesses.valid)
+        with batch.clock("host"):
+            rows.count("target_forwards", 1)
+            rows.count("rows_verified", guesses.valid.sum(1))
+            before = rows.state()
+            last, finished = self._walk(rows, guesses, proposals)
+            rows.count("wasted_forwards", (before.tokens == rows.state().tokens).all(1).long())
+            if self.guesser is not None:
+                self.guesser.observe(rows, last, proposals)
+            done = (finished & ~rows.over[: rows.num_live]).nonzero()[:, 0]
+            if done.numel():
+                rows.next_block(done)
+                if self.guesser is not None:
+                    self.guesser.next_block(done)
 
-    def _walk(self, rows: Rows, slots, states, steps, proposals: Proposals) -> Int[Tensor, " rows"]:
-        """Move every row through foreseen states; returns the candidate whose logits each row used last."""
-        last = torch.zeros_like(slots)
-        moving = rows.has_hidden(slots)
-        depth = 0
-        while True:
-            found, which = _find(states, steps, rows.blocks[slots], rows.steps[slots])
-            if depth:
-                rows.count_guess(slots[moving], depth, found[moving])
-            moving = moving & found
-            if not moving.any():
-                return last
-            chosen, which = slots[moving], which[moving]
-            pick = (moving.nonzero()[:, 0], which)
-            doubt = proposals.doubt[pick]
-            reveal = self.policy.reveal(doubt, rows.steps[chosen], rows.hidden_at_start[chosen])
-            before = rows.blocks[chosen] if rows.observer else None
-            rows.write(chosen, reveal, proposals.tokens[pick], doubt, proposals.gap[pick])
-            if before is not None:
-                accepted, _ = _find(states[moving], steps[moving], rows.blocks[chosen], rows.steps[chosen])
-                rows.tell(chosen, reveal, before, drafted=depth + 1 < states.shape[1], accepted=accepted)
-            last[moving] = which
-            moving = moving & rows.has_hidden(slots) & ~rows.ended(slots, self.eos_early_stop)
-            depth += 1
-            if depth >= states.shape[1] or not moving.any():
-                return last
+    def _walk(self, rows: Rows, guesses: Guesses, proposals: Proposals) -> tuple[Int[Tensor, " rows"], Tensor]:
+        """Move every row through foreseen states; which candidate's logits each row used last, and whose block is done."""
+        last = torch.zeros(rows.num_live, dtype=torch.long)
+        finished = torch.zeros(rows.num_live, dtype=torch.bool)
+        moving, level, tried, matched = torch.arange(rows.num_live), 0, 0, 0
+        while moving.numel():
+            at = (moving, last[moving])
+            before, found = guesses.states[at], proposals[at]
+            move = advance(
+                self.policy, rows.grid, before, found, rows.hidden_at_start[moving], rows.answerable()[moving]
+            )
+            rows.write(moving, before, move, found.doubt, found.gap)
+            finished[moving] = move.finished
+            level += 1
+            foreseen, which = _find(guesses, moving, move.after)
+            guessed = (guesses.valid[moving] & (guesses.level == level)).any(1)
+            going = ~move.finished & ~rows.over[moving]
+            if rows.observer is not None:
+                rows.tell(moving, move, guessed & going, foreseen, before)
+            counted = moving[guessed & going]
+            if counted.numel():
+                rows.count(f"tried_{level}", 1, counted)
+                rows.count(f"matched_{level}", foreseen[guessed & going].long(), counted)
+                tried, matched = tried + counted.numel(), matched + int(foreseen[guessed & going].sum())
+            onward = going & foreseen
+            last[moving[onward]] = which[onward]
+            moving = moving[onward]
+        if self.guesser is not None and tried:
+            self.guesser.record(tried, matched)
+        return last, finished
 
-    def _finish_blocks(self, target, rows: Rows, slots, states, proposals: Proposals) -> None:
-        """Rows whose block is full keep it (when its keys and values were in this forward) and go on to the next block."""
-        full = ~rows.has_hidden(slots) & ~rows.ended(slots, self.eos_early_stop)
-        found, which = (states == rows.blocks[slots][:, None]).all(-1).max(1)
-        ready = full & (found if target.needs_commit else torch.ones_like(found))
-        if not ready.any():
-            return
-        index = ready.nonzero()[:, 0]
-        done = slots[index]
-        target.commit(done, rows.starts[done], rows.blocks[done], index, which[index], proposals)
-        if self.guesser is not None:
-            self.guesser.commit(done, rows)
-        rows.next_block(done)
+    def _collect(self, batch: Batch) -> Iterator[tuple[int, Decoded]]:
+        """Results of finished rows; the last live row takes each one's slot."""
+        rows = batch.rows
+        for slot in reversed(rows.over[: rows.num_live].nonzero()[:, 0].tolist()):
+            yield int(rows.index[slot]), rows.result(slot, self.label)
+            last = rows.num_live - 1
+            if slot != last:
+                rows.move_slot(last, slot)
+                batch.target.move(last, slot)
+                if self.guesser is not None:
+                    self.guesser.move(last, slot)
+            rows.num_live -= 1
 
 
-def _find(
-    states: Int[Tensor, "rows candidates block"], steps: Int[Tensor, "rows candidates"], block: Tensor, step: Tensor
-) -> tuple[Bool[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """Whether each row's whole state (tokens, positions and step counter) is among its candidates, and which one."""
-    same = (states == block[:, None]).all(-1) & (steps == step[:, None])
+def _find(guesses: Guesses, rows: Int[Tensor, " rows"], state: State) -> tuple[Tensor, Int[Tensor, " rows"]]:
+    """Whether each row's whole state (tokens, positions and counters) is among its guesses, and which one."""
+    wanted = State(state.tokens[:, None], state.step[:, None], state.full_steps[:, None])
+    same = guesses.states[rows].equals(wanted) & guesses.valid[rows]
+    same[:, 0] = False
     found, which = same.max(1)
     return found, which

@@ -3,21 +3,29 @@
 from collections import deque
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from tqdm import tqdm
 
-from model.network.cache import PrefixCache
-from model.network.masks import reading_pattern
+from model.network.cache import KeyValueCache, Placement, Visible
 from model.network.transformer import Transformer
 from model.samplers.results import Decoded, Observer, Step
+from model.samplers.sampling import GREEDY, Asked, Proposer, Sampling
 
 
 class LeftToRight:
-    """Greedy decoding, one token per row and forward; rows of different lengths share a batch, finished ones leave it."""
+    """One token per row and forward; rows of different lengths share a batch, finished ones make place for waiting prompts.
 
-    def __init__(self, network: Transformer, batch_rows: int = 64) -> None:
+    The first token comes out of the prompt's forward, which therefore counts as decoding.
+    """
+
+    def __init__(self, network: Transformer, batch_rows: int = 64, sampling: Sampling = GREEDY) -> None:
         if network.config.attention != "causal":
             raise ValueError(f"left_to_right needs a causal network, this one is {network.config.attention}")
-        self.network, self.batch_rows = network, batch_rows
+        if sampling.guidance_scale:
+            raise ValueError("guidance masks the prompt: a causal network has no mask token to do it with")
+        self.network, self.batch_rows, self.sampling = network, batch_rows, sampling
+        self.proposer = Proposer(sampling, network.config.mask_token_id)
 
     @torch.no_grad()
     def __call__(
@@ -28,85 +36,93 @@ class LeftToRight:
         observer: Observer | None = None,
     ) -> list[Decoded]:
         """One answer per prompt, in order; each ends with EOS or at `max_new_tokens`. `observer`: see `Observer`."""
-        config = self.network.config
-        for index, prompt in enumerate(prompts):
-            if not prompt or len(prompt) + max_new_tokens > config.maximum_positions:
-                raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens: it needs at least 1 and, with max_new_tokens {max_new_tokens}, "
-                    f"at most {config.maximum_positions - max_new_tokens}"
-                )
+        self._check(prompts, max_new_tokens)
         if not prompts:
             return []
-        device = self.network.embedding.weight.device
         num_slots = min(self.batch_rows, len(prompts))
+        weight = self.network.embedding.weight
         capacity = max(map(len, prompts)) + max_new_tokens
-        cache = PrefixCache(config, num_slots, capacity, device, self.network.embedding.weight.dtype)
-        waiting, owners = deque(enumerate(prompts)), [-1] * num_slots
+        cache = KeyValueCache(self.network.config, num_slots, capacity, weight.device, weight.dtype)
+        waiting, live = deque(enumerate(prompts)), []  # live: (index of the prompt, tokens so far) by slot
         answers: list[list[tuple[int, float, float]]] = [[] for _ in prompts]
         cancelled, unfinished = False, set(range(len(prompts)))
-        last = torch.zeros(num_slots, dtype=torch.long, device=device)
         with tqdm(total=len(prompts), desc="decode", unit="prompt", mininterval=2.0, disable=not progress) as bar:
-            while (waiting or any(owner >= 0 for owner in owners)) and not cancelled:
-                free = [slot for slot, owner in enumerate(owners) if owner < 0][: len(waiting)]
-                if free:
-                    taken = [waiting.popleft() for _ in free]
-                    for slot, (index, _) in zip(free, taken, strict=True):
-                        owners[slot] = index
-                    slots = torch.tensor(free, device=device)
-                    proposals = self._prefill(cache, slots, [prompt for _, prompt in taken])
-                else:
-                    slots = torch.tensor([s for s, owner in enumerate(owners) if owner >= 0], device=device)
-                    proposals = self._step(cache, slots, last[slots])
-                for slot, token, confidence, gap in zip(slots.tolist(), *proposals, strict=True):
-                    answer = answers[owners[slot]]
-                    answer.append((token, confidence, gap))
-                    last[slot] = token
+            while (waiting or live) and not cancelled:
+                first = len(live) if waiting and len(live) < num_slots else 0
+                while waiting and len(live) < num_slots:
+                    index, prompt = waiting.popleft()
+                    live.append((index, list(prompt)))
+                for slot, found in enumerate(self._forward(cache, live, first, answers), first):
+                    index, tokens = live[slot]
+                    tokens.append(found[0])
+                    answers[index].append(found)
                     if observer is not None:
-                        row, number = owners[slot], len(answer)
-                        position = len(prompts[row]) + number - 1
-                        cancelled |= bool(observer(Step(row, number, [position], [token], [confidence], [False])))
-                    if token == config.eos_token_id or len(answer) == max_new_tokens:
-                        unfinished.discard(owners[slot])
-                        owners[slot] = -1
+                        step = Step(index, len(answers[index]), [len(tokens) - 1], [found[0]], [found[1]], [False])
+                        cancelled |= bool(observer(step))
+                for slot in reversed(range(first, len(live))):
+                    index, tokens = live[slot]
+                    if tokens[-1] == self.network.config.eos_token_id or len(answers[index]) == max_new_tokens:
+                        unfinished.discard(index)
                         bar.update()
+                        if slot != len(live) - 1:
+                            cache.move(len(live) - 1, slot)
+                            live[slot] = live[-1]
+                        live.pop()
         return [_decoded(answer, index in unfinished) for index, answer in enumerate(answers)]
 
-    def _prefill(self, cache: PrefixCache, slots, prompts: list[list[int]]) -> tuple[list, list, list]:
-        device, longest = slots.device, max(map(len, prompts))
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        tokens = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
-        positions = torch.arange(longest, device=device).expand(len(prompts), -1)
-        allowed = reading_pattern("causal", torch.zeros_like(tokens), positions, 1).allowed()
-        cache.clear(slots)
-        hidden, new = self.network.forward_cached(tokens, positions, allowed, (cache, slots, 0))
-        cache.append(slots, new, lengths)
-        return self._propose(hidden[torch.arange(len(prompts), device=device), lengths - 1])
+    def _check(self, prompts: list[list[int]], max_new_tokens: int) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
+        room = self.network.config.maximum_positions - max_new_tokens
+        for index, prompt in enumerate(prompts):
+            if not prompt or len(prompt) > room:
+                raise ValueError(
+                    f"prompt {index} has {len(prompt)} tokens: it needs at least 1 and, with max_new_tokens {max_new_tokens}, "
+                    f"at most {room}"
+                )
 
-    def _step(self, cache: PrefixCache, slots, last) -> tuple[list, list, list]:
-        lengths = cache.lengths[slots]
-        extent = int(lengths.max())
-        visible = cache.visible(slots, extent)
-        allowed = torch.cat((visible, torch.ones_like(visible[:, :1])), 1)[:, None, None]
-        hidden, new = self.network.forward_cached(last[:, None], lengths[:, None], allowed, (cache, slots, extent))
-        cache.append(slots, new, torch.ones_like(slots))
-        return self._propose(hidden[:, 0])
+    def _forward(self, cache: KeyValueCache, live, first: int, answers) -> list[tuple[int, float, float]]:
+        """Token, confidence and gap for the rows from slot `first` on: what of them is not yet cached goes in."""
+        rows = live[first:]
+        new = [tokens if not answers[index] else tokens[-1:] for index, tokens in rows]
+        counts = torch.tensor([len(tokens) for tokens in new])
+        row = torch.repeat_interleave(torch.arange(len(rows)), counts)
+        ends = torch.tensor([len(tokens) for _, tokens in rows])
+        positions = torch.arange(row.shape[0]) - counts.cumsum(0)[row] + ends[row]
+        nothing = torch.zeros_like(row)
+        visible = Visible(positions + 1, nothing, nothing, nothing, nothing)
+        placement = Placement(cache, row, positions, visible, len(rows), int(ends.max()), first)
+        device = cache.storage.device
+        line = torch.stack((torch.tensor([token for tokens in new for token in tokens]), positions)).to(device)
+        hidden = self.network.forward_cached(*line, placement, (counts.cumsum(0) - 1).to(device))
+        asked = self._asked([index for index, _ in rows], ends, [tokens for _, tokens in rows])
+        found = self.proposer.propose(self.proposer.guided(self.network.head(hidden), asked), asked).cpu()
+        if found[1].isnan().any():
+            raise ValueError("the network returned NaN logits: its weights are damaged or overflow in this precision")
+        token, doubt, gap, _ = found
+        return list(zip(token.long().tolist(), (1.0 / (1.0 + doubt)).tolist(), gap.tolist(), strict=True))
 
-    def _propose(self, hidden) -> tuple[list, list, list]:
-        best, token = self.network.head(hidden).double().softmax(-1).topk(2)
-        if best.isnan().any():
-            raise ValueError("the network returned NaN logits: the weights are damaged or overflow in this precision")
-        return token[:, 0].tolist(), best[:, 0].tolist(), (best[:, 0].log() - best[:, 1].log()).tolist()
+    def _asked(self, indices: list[int], ends: Int[Tensor, " rows"], texts: list[list[int]]) -> Asked:
+        nothing = torch.zeros_like(ends)
+        present = None
+        if self.sampling.repeat_penalty != 1.0:
+            present = torch.zeros(len(texts), self.network.unembedding.weight.shape[0], dtype=torch.bool)
+            for row, tokens in enumerate(texts):
+                present[row, tokens] = True
+        return Asked(nothing, nothing, nothing, torch.stack((torch.tensor(indices), ends, nothing, nothing)), present)
 
 
 def _decoded(answer: list[tuple[int, float, float]], cancelled: bool) -> Decoded:
-    """One forward per token: the first comes out of the prompt's forward, which therefore counts as decoding."""
-    counters = {
-        "target_forwards": len(answer),
-        "prefill_forwards": 0,
-        "commit_forwards": 0,
-        "draft_forwards": 0,
-        "rows_verified": len(answer),
-    }
+    """One forward per token."""
+    count = len(answer)
+    counters = {"target_forwards": count, "prefill_forwards": 0, "commit_forwards": 0, "wasted_forwards": 0}
+    counters |= {"draft_forwards": 0, "steps": count, "rows_verified": count, "target_tokens": count, "draft_tokens": 0}
     tokens, confidence, gaps = zip(*answer, strict=True) if answer else ((), (), ())
-    revealed_at = list(range(1, len(answer) + 1))
-    return Decoded(list(tokens), revealed_at, list(confidence), counters, cancelled, min(gaps, default=float("inf")))
+    return Decoded(
+        list(tokens),
+        list(range(1, count + 1)),
+        list(confidence),
+        counters,
+        cancelled=cancelled,
+        smallest_gap=min(gaps, default=float("inf")),
+    )

@@ -1,8 +1,8 @@
-"""Which hidden positions a step reveals: small deterministic objects over (doubt, step, hidden at the block's start).
+"""Which positions of a block a step writes: small deterministic objects, pure functions of what they are shown.
 
 `doubt` = (1 - confidence) / confidence of the proposed token in float64: it orders positions exactly as confidence does, but
-stays resolvable where confidences round to 1. Ties: position ascending. Every policy reveals at least one token while any is
-hidden.
+stays resolvable where confidences round to 1. Ties: position ascending. Every policy writes at least one token while any is
+hidden. Thresholds are strict (confidence > tau); `inclusive` takes equality too, as Fast-dLLM does.
 """
 
 from dataclasses import dataclass
@@ -13,18 +13,46 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-class Policy(Protocol):
-    """A pure function of the state; `doubt` is +inf where nothing is hidden."""
+@dataclass(frozen=True)
+class BlockView:
+    """What a policy may look at: the current state of every row's block and the network's proposals for it."""
 
-    def reveal(
-        self, doubt: Float[Tensor, "rows block"], step: Int[Tensor, " rows"], hidden_at_start: Int[Tensor, " rows"]
-    ) -> Bool[Tensor, "rows block"]:
+    hidden: Bool[Tensor, "rows block"]
+    doubt: Float[Tensor, "rows block"]  # +inf where nothing was asked
+    step: Int[Tensor, " rows"]  # steps this block has had
+    hidden_at_start: Int[Tensor, " rows"]
+    entropy: Float[Tensor, "rows block"] | None = None  # nats; only for policies that ask for it
+    differs: Bool[Tensor, "rows block"] | None = None  # shown, not of the prompt, and another token is proposed
+
+
+class Policy(Protocol):
+    """`edits`: shown tokens of the answer get proposals too. `needs_entropy`: the view holds entropies."""
+
+    edits: bool
+    needs_entropy: bool
+
+    def choose(self, view: BlockView) -> Bool[Tensor, "rows block"]:
         """The positions to fill with their proposals in this step."""
         ...
 
+    def finished(self, was_full, is_full, edited, full_steps) -> Bool[Tensor, " rows"]:
+        """Rows whose block is done after a step; `full_steps` counts the steps that began with nothing hidden."""
+        ...
 
-def rank_by_confidence(doubt: Float[Tensor, "rows block"]) -> Int[Tensor, "rows block"]:
-    """0 for the most confident position of each row, ties by position."""
+
+class RevealOnly:
+    """A policy that never touches a shown token: a block is done when nothing is hidden."""
+
+    edits = False
+    needs_entropy = False
+
+    def finished(self, was_full, is_full, edited, full_steps) -> Tensor:
+        """Full is done."""
+        return is_full
+
+
+def rank_ascending(doubt: Float[Tensor, "rows block"]) -> Int[Tensor, "rows block"]:
+    """0 for the smallest (most confident) position of each row, ties by position."""
     return doubt.argsort(dim=1, stable=True).argsort(dim=1)
 
 
@@ -33,48 +61,74 @@ def even_split(total: Int[Tensor, " rows"] | int, steps: int, step: Int[Tensor, 
     return total // steps + (step < total % steps).long()
 
 
-def _check_steps(steps: int) -> None:
+def surer_than(threshold: float, doubt: Tensor, inclusive: bool = False) -> Tensor:
+    """Confidence above the threshold (or equal to it)."""
+    bound = 1.0 / threshold - 1.0
+    return doubt <= bound if inclusive else doubt < bound
+
+
+def check_steps(steps: int) -> None:
+    """ValueError unless there is at least one step."""
     if steps < 1:
         raise ValueError(f"steps {steps} must be at least 1: a block needs at least one step")
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float, name: str = "threshold") -> None:
+    """ValueError unless it is a probability above 0."""
     if not 0.0 < threshold <= 1.0:
-        raise ValueError(f"threshold {threshold} must lie in (0, 1]")
+        raise ValueError(f"{name} {threshold} must lie in (0, 1]")
 
 
 @dataclass(frozen=True)
-class FixedSteps:
+class FixedSteps(RevealOnly):
     """LLaDA `generate`: the tokens hidden at block start split evenly over `steps`, most confident first."""
 
     steps: int
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        check_steps(self.steps)
 
-    def reveal(self, doubt: Tensor, step: Tensor, hidden_at_start: Tensor) -> Tensor:
+    def choose(self, view: BlockView) -> Tensor:
         """The due number of most confident positions."""
-        due = even_split(hidden_at_start, self.steps, step).clamp_min(1)
-        return (rank_by_confidence(doubt) < due[:, None]) & doubt.isfinite()
+        due = even_split(view.hidden_at_start, self.steps, view.step).clamp_min(1)
+        return (rank_ascending(view.doubt) < due[:, None]) & view.hidden
 
 
 @dataclass(frozen=True)
-class Threshold:
+class UniformTime(RevealOnly):
+    """Nano-LLaDA: of what is hidden, round(hidden * s / t) stay hidden, s and t the ends of `steps` equal parts of [0, 1]."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+
+    def choose(self, view: BlockView) -> Tensor:
+        """The most confident positions that are not due to stay hidden; the last step reveals everything."""
+        left = (self.steps - view.step).clamp_min(1).double()
+        stay = (view.hidden.sum(1) * ((left - 1) / left)).round().long()
+        due = (view.hidden.sum(1) - stay).clamp_min(1)
+        return (rank_ascending(view.doubt) < due[:, None]) & view.hidden
+
+
+@dataclass(frozen=True)
+class Threshold(RevealOnly):
     """Fast-dLLM: every position with confidence above `threshold`, at least the best one."""
 
     threshold: float
+    inclusive: bool = False
 
     def __post_init__(self) -> None:
-        _check_threshold(self.threshold)
+        check_threshold(self.threshold)
 
-    def reveal(self, doubt: Tensor, step: Tensor, hidden_at_start: Tensor) -> Tensor:
+    def choose(self, view: BlockView) -> Tensor:
         """All positions sure enough, or the best."""
-        sure = doubt < 1.0 / self.threshold - 1.0
-        return (sure | (rank_by_confidence(doubt) == 0)) & doubt.isfinite()
+        sure = surer_than(self.threshold, view.doubt, self.inclusive)
+        return (sure | (rank_ascending(view.doubt) == 0)) & view.hidden
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Hybrid(RevealOnly):
     """LLaDA 2.0: all positions above `threshold` when they are at least as many as the even split of the block asks for,
     otherwise that many most confident ones. The schedule is a floor, not a cap."""
 
@@ -82,13 +136,58 @@ class Hybrid:
     steps: int
 
     def __post_init__(self) -> None:
-        _check_threshold(self.threshold)
-        _check_steps(self.steps)
+        check_threshold(self.threshold)
+        check_steps(self.steps)
 
-    def reveal(self, doubt: Tensor, step: Tensor, hidden_at_start: Tensor) -> Tensor:
+    def choose(self, view: BlockView) -> Tensor:
         """The sure ones, or the scheduled number of most confident ones."""
-        block = torch.full_like(step, doubt.shape[1])
-        due = even_split(block, self.steps, step).clamp_min(1)[:, None]
-        sure = doubt < 1.0 / self.threshold - 1.0
-        enough = sure.sum(1, keepdim=True) >= due
-        return torch.where(enough, sure, rank_by_confidence(doubt) < due) & doubt.isfinite()
+        block = torch.full_like(view.step, view.doubt.shape[1])
+        due = even_split(block, self.steps, view.step).clamp_min(1)
+        return sure_or_most_confident(self.threshold, due, view)
+
+
+def sure_or_most_confident(threshold: float, due: Int[Tensor, " rows"], view: BlockView) -> Tensor:
+    """The hidden positions above the threshold when they are at least `due`, else the `due` most confident ones."""
+    doubt = torch.where(view.hidden, view.doubt, torch.inf)
+    sure = surer_than(threshold, doubt)
+    enough = sure.sum(1, keepdim=True) >= due[:, None]
+    return torch.where(enough, sure, rank_ascending(doubt) < due[:, None]) & view.hidden
+
+
+@dataclass(frozen=True)
+class Factor(RevealOnly):
+    """Fast-dLLM: confidences sorted descending, the longest prefix r with (r + 1)(1 - confidence_r) < `factor`, at least one."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0.0:
+            raise ValueError(f"factor {self.factor} must be above 0")
+
+    def choose(self, view: BlockView) -> Tensor:
+        """The longest prefix of the confidence order that passes."""
+        order = view.doubt.argsort(dim=1, stable=True)
+        sorted_doubt = view.doubt.gather(1, order)
+        lacking = torch.where(sorted_doubt.isfinite(), sorted_doubt / (1.0 + sorted_doubt), 1.0)  # 1 - confidence
+        place = torch.arange(1, view.doubt.shape[1] + 1, device=view.doubt.device)
+        passes = (place + 1) * lacking < self.factor
+        longest = torch.where(passes, place, 0).amax(1).clamp_min(1)
+        return (rank_ascending(view.doubt) < longest[:, None]) & view.hidden
+
+
+@dataclass(frozen=True)
+class EntropyThreshold(RevealOnly):
+    """dParallel (arXiv:2509.26488): every position whose predictive entropy is below `nats`, at least the lowest one."""
+
+    nats: float
+    needs_entropy = True
+
+    def __post_init__(self) -> None:
+        if not self.nats > 0.0:
+            raise ValueError(f"nats {self.nats} must be above 0: it is an entropy (0.45 to 0.6 in dParallel)")
+
+    def choose(self, view: BlockView) -> Tensor:
+        """All positions certain enough, or the most certain."""
+        assert view.entropy is not None
+        entropy = torch.where(view.hidden, view.entropy, torch.inf)
+        return ((entropy < self.nats) | (rank_ascending(entropy) == 0)) & view.hidden

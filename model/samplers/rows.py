@@ -1,174 +1,279 @@
-"""The state of all rows in a batch: current block, step, and what has been written so far."""
+"""The state of all rows of a batch, kept on the host: canvas, current block, steps, and what has been counted.
+
+A row is one prompt's decode in progress; rows 0 .. num_live - 1 are live, so that a cache can show them as one view.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from model.network.config import NetworkConfig
+from model.samplers.policies import BlockView, Policy
 from model.samplers.results import Decoded, Observer, Step
 
-_COUNTERS = ("target_forwards", "prefill_forwards", "commit_forwards", "draft_forwards", "rows_verified")
+COUNTERS = (
+    "target_forwards",
+    "prefill_forwards",
+    "commit_forwards",
+    "wasted_forwards",
+    "draft_forwards",
+    "steps",
+    "rows_verified",
+    "target_tokens",
+    "draft_tokens",
+)
+STOPS = ("early", "block", "never", "on_placement")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where blocks begin and where decoding ends.
+
+    `from_prompt`: blocks are counted from the prompt's end instead of the document's first token. `stop`: what an EOS in the
+    answer does: `early` (ends once nothing is hidden before it), `block` (ends with its block), `never`, or `on_placement`
+    (LLaDA 2.0's quirk: like early, but looked for only by a step that writes an EOS, and in the prompt as well).
+    `canvas_tokens`: a fixed canvas whose places beyond the answer stay masked and are attended.
+    """
+
+    block: int
+    mask: int
+    eos: int | None
+    from_prompt: bool = False
+    stop: str = "early"
+    canvas_tokens: int | None = None
+    minimum_steps: int = 1  # per block, even if it is full before
+
+    def begin(self, prompt_tokens: int) -> int:
+        """The first block's first position."""
+        return prompt_tokens if self.from_prompt else prompt_tokens // self.block * self.block
+
+    def end(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        """The last block's end."""
+        start = self.begin(prompt_tokens)
+        return start - (-(prompt_tokens + max_new_tokens - start) // self.block) * self.block
+
+    def canvas(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        """Positions of the whole canvas."""
+        return self.canvas_tokens or self.end(prompt_tokens, max_new_tokens)
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a step depends on besides the logits: tokens of the current block, steps it has had, steps begun with it full."""
+
+    tokens: Int[Tensor, "*rows block"]
+    step: Int[Tensor, "*rows"]
+    full_steps: Int[Tensor, "*rows"]
+
+    def __getitem__(self, index) -> "State":
+        return State(self.tokens[index], self.step[index], self.full_steps[index])
+
+    def equals(self, other: "State") -> Bool[Tensor, "*rows"]:
+        """Whole states: positions, tokens and both counters (methods section 3)."""
+        same = (self.tokens == other.tokens).all(-1)
+        return same & (self.step == other.step) & (self.full_steps == other.full_steps)
+
+
+@dataclass(frozen=True)
+class Move:
+    """The outcome of a step: the next state, what was written, and whether the block is done."""
+
+    after: State
+    written: Bool[Tensor, "rows block"]
+    edited: Bool[Tensor, "rows block"]
+    finished: Bool[Tensor, " rows"]
 
 
 class Rows:
-    """Slots of a batch. A slot is free, or holds one prompt's decode in progress."""
+    """Slots of a batch."""
 
-    def __init__(self, config: NetworkConfig, num_slots: int, device, observer: Observer | None = None) -> None:
-        block = config.block_tokens
-        self.mask, self.eos, self.block = config.mask_token_id, config.eos_token_id, block
-        self.blocks = torch.full((num_slots, block), self.mask, device=device)
-        self.revealed_at = torch.zeros(num_slots, block, dtype=torch.long, device=device)
-        self.confidence = torch.zeros(num_slots, block, dtype=torch.float64, device=device)
-        self.starts = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.steps = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.hidden_at_start = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.prompt_tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.gap = torch.full((num_slots,), torch.inf, dtype=torch.float64, device=device)
-        self.counters = {name: torch.zeros(num_slots, dtype=torch.long, device=device) for name in _COUNTERS}
+    def __init__(self, grid: Grid, num_slots: int, capacity: int, observer: Observer | None = None) -> None:
+        shape = (num_slots, capacity)
+        self.grid, self.block, self.mask = grid, grid.block, grid.mask
+        self.canvas = torch.full(shape, grid.mask)
+        self.revealed_at = torch.zeros(shape, dtype=torch.int32)
+        self.confidence = torch.zeros(shape, dtype=torch.float64)
+        names = ("index", "prompt_tokens", "limit", "end", "total", "start", "step", "full_steps", "hidden_at_start")
+        self.fields = {name: torch.zeros(num_slots, dtype=torch.long) for name in names}
+        self.gap = torch.full((num_slots,), torch.inf, dtype=torch.float64)
+        self.margin = torch.full((num_slots,), torch.inf, dtype=torch.float64)
+        self.over = torch.zeros(num_slots, dtype=torch.bool)  # finished, its result not yet taken
+        self.cut: dict[int, int] = {}  # index -> length of answer under the on_placement quirk
+        self.counters = {name: torch.zeros(num_slots, dtype=torch.long) for name in COUNTERS}
+        self.num_live, self.num_slots = 0, num_slots
         self.observer, self.cancelled = observer, False
-        self.prompt_index = [-1] * num_slots
-        self.limits = [0] * num_slots
-        self.written: list[list[tuple[int, int, float]]] = [[] for _ in range(num_slots)]
 
-    def free(self) -> list[int]:
-        """Slots without a prompt."""
-        return [slot for slot, index in enumerate(self.prompt_index) if index < 0]
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self.__dict__["fields"][name][: self.__dict__["num_live"]]
+        except KeyError:
+            raise AttributeError(name) from None
 
-    def any_live(self) -> bool:
-        """Whether any slot holds a prompt."""
-        return any(index >= 0 for index in self.prompt_index)
+    def enter(self, index: int, prompt: list[int], max_new_tokens: int) -> int:
+        """Lay a prompt into the next slot; the prompt's tail stands clean in its block. Returns the slot."""
+        slot, grid = self.num_live, self.grid
+        self.num_live += 1
+        start, length = grid.begin(len(prompt)), len(prompt)
+        values = {
+            "index": index,
+            "prompt_tokens": length,
+            "limit": length + max_new_tokens,
+            "end": grid.end(length, max_new_tokens),
+            "total": grid.canvas(length, max_new_tokens),
+            "start": start,
+            "hidden_at_start": start + self.block - length,
+        }
+        for name, field in self.fields.items():
+            field[slot] = values.get(name, 0)
+        self.canvas[slot] = self.mask
+        self.canvas[slot, :length] = torch.tensor(prompt)
+        self.gap[slot] = self.margin[slot] = torch.inf
+        self.over[slot] = False
+        for counter in self.counters.values():
+            counter[slot] = 0
+        return slot
 
-    def live(self) -> Int[Tensor, " rows"]:
-        """Slots that hold a prompt."""
-        return torch.tensor([s for s, index in enumerate(self.prompt_index) if index >= 0], device=self.blocks.device)
+    def count(self, name: str, amounts: Tensor | int, chosen: Tensor | slice | None = None) -> None:
+        """Add to a counter of the live rows, or of chosen ones."""
+        counter = self.counters.setdefault(name, torch.zeros(self.num_slots, dtype=torch.long))
+        counter[: self.num_live][slice(None) if chosen is None else chosen] += amounts
 
-    def begin(self, slots: list[int], taken: list[tuple[int, list[int]]], max_new_tokens: int) -> Int[Tensor, " rows"]:
-        """Lay prompts into free slots; the prompt's tail stands clean in its block. Returns canvas lengths (block multiples)."""
-        totals = []
-        for slot, (index, prompt) in zip(slots, taken, strict=True):
-            tail = prompt[len(prompt) // self.block * self.block :]
-            self.prompt_index[slot], self.written[slot] = index, []
-            self.limits[slot] = max_new_tokens
-            totals.append(-(-(len(prompt) + max_new_tokens) // self.block) * self.block)
-            self.starts[slot], self.prompt_tokens[slot] = len(prompt) - len(tail), len(prompt)
-            self.blocks[slot] = self.mask
-            self.blocks[slot, : len(tail)] = torch.tensor(tail, dtype=torch.long, device=self.blocks.device)
-            self.hidden_at_start[slot] = self.block - len(tail)
-            self.steps[slot], self.gap[slot] = 0, torch.inf
-            for counter in self.counters.values():
-                counter[slot] = 0
-        return torch.tensor(totals, device=self.blocks.device)
+    def columns(self) -> Int[Tensor, "rows block"]:
+        """Positions of every live row's current block."""
+        return self.start[:, None] + torch.arange(self.block)
 
-    def has_hidden(self, slots: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """Rows whose current block still has a hidden token."""
-        return (self.blocks[slots] == self.mask).any(1)
+    def state(self) -> State:
+        """The live rows' current states."""
+        return State(self.canvas[: self.num_live].gather(1, self.columns()), self.step, self.full_steps)
 
-    def write(self, slots, reveal: Bool[Tensor, "rows block"], tokens, doubt: Float[Tensor, "rows block"], gap) -> None:
-        """Fill the revealed positions and advance the step counter."""
-        self.blocks[slots] = torch.where(reveal, tokens, self.blocks[slots])
-        forwards = self.counters["target_forwards"][slots][:, None]
-        self.revealed_at[slots] = torch.where(reveal, forwards, self.revealed_at[slots])
-        self.confidence[slots] = torch.where(reveal, 1.0 / (1.0 + doubt), self.confidence[slots])
-        self.gap[slots] = torch.minimum(self.gap[slots], torch.where(reveal, gap, torch.inf).amin(1))
-        self.steps[slots] += 1
+    def answerable(self) -> Bool[Tensor, "rows block"]:
+        """Positions of the current blocks that belong to the answer, not to the prompt."""
+        return self.columns() >= self.prompt_tokens[:, None]
 
-    def tell(self, slots, reveal: Bool[Tensor, "rows block"], before: Tensor, drafted: bool, accepted: Tensor) -> None:
+    def write(self, rows: Int[Tensor, " rows"], before: State, move: Move, doubt: Tensor, gap: Tensor) -> None:
+        """Take a step: the chosen rows' blocks, reports and counters; `doubt` and `gap` are those of the proposals."""
+        columns = self.columns()[rows]
+        self.canvas[rows[:, None], columns] = move.after.tokens
+        self.fields["step"][rows], self.fields["full_steps"][rows] = move.after.step, move.after.full_steps
+        at = (rows[:, None].expand_as(columns)[move.written], columns[move.written])
+        forwards = self.counters["target_forwards"][rows].int()[:, None]
+        self.revealed_at[at] = forwards.expand_as(columns)[move.written]
+        self.confidence[at] = 1.0 / (1.0 + doubt[move.written])
+        self.gap[rows] = torch.minimum(self.gap[rows], torch.where(move.written, gap, torch.inf).amin(1))
+        hidden = before.tokens == self.mask
+        self.margin[rows] = torch.minimum(self.margin[rows], _selection_margin(move.written, hidden, doubt))
+        self.count("steps", 1, rows)
+        self.over[rows] = self._ended(rows, before, move)
+
+    def _ended(self, rows: Int[Tensor, " rows"], before: State, move: Move) -> Bool[Tensor, " rows"]:
+        """Rows that are finished: at the last block's end, or stopped by an EOS of the answer."""
+        grid, tokens = self.grid, move.after.tokens
+        at_end = move.finished & (self.start[rows] + self.block >= self.end[rows])
+        if grid.eos is None or grid.stop == "never":
+            return at_end
+        is_eos = tokens == grid.eos
+        clear = (tokens == self.mask).long().cumsum(1) == 0
+        if grid.stop == "on_placement":
+            return at_end | self._placed(rows, before, tokens, is_eos, clear) | self._has_eos(rows, is_eos, move)
+        if grid.stop == "early":
+            at_end = at_end | (is_eos & clear & self.answerable()[rows]).any(1)
+        return at_end | self._has_eos(rows, is_eos, move)
+
+    def _has_eos(self, rows, is_eos, move: Move) -> Tensor:
+        return move.finished & (is_eos & self.answerable()[rows]).any(1)
+
+    def _placed(self, rows, before: State, tokens, is_eos, clear) -> Tensor:
+        """LLaDA 2.0's early stop, with its consequences for prompts that hold an EOS and for EOS beyond the limit."""
+        found = torch.zeros(rows.shape[0], dtype=torch.bool)
+        for number in (is_eos & (before.tokens != tokens)).any(1).nonzero()[:, 0].tolist():
+            row = int(rows[number])
+            prompt_tokens, index = int(self.prompt_tokens[row]), int(self.index[row])
+            if (self.canvas[row, :prompt_tokens] == self.grid.eos).any():
+                self.cut[index], found[number] = 0, True
+                continue
+            first = int(is_eos[number].nonzero()[0, 0])
+            if clear[number, first]:
+                self.cut[index] = int(self.start[row]) + first + 1 - prompt_tokens
+                found[number] = True
+        return found
+
+    def next_block(self, rows: Int[Tensor, " rows"]) -> None:
+        """Go on to the next block, all of it hidden."""
+        self.fields["start"][rows] += self.block
+        self.fields["hidden_at_start"][rows] = self.block
+        self.fields["step"][rows] = self.fields["full_steps"][rows] = 0
+
+    def tell(
+        self, rows, move: Move, drafted: Bool[Tensor, " rows"], accepted: Bool[Tensor, " rows"], before: State
+    ) -> None:
         """Report what a step wrote to the observer, row by row; remember when it asks to stop."""
         assert self.observer is not None
-        for row, slot in enumerate(slots.tolist()):
-            columns = reveal[row].nonzero()[:, 0]
+        for number, row in enumerate(rows.tolist()):
+            columns = self.columns()[row, move.written[number]]
+            if not columns.numel():
+                continue
             step = Step(
-                self.prompt_index[slot],
-                int(self.counters["target_forwards"][slot]),
-                (self.starts[slot] + columns).tolist(),
-                self.blocks[slot, columns].tolist(),
-                self.confidence[slot, columns].tolist(),
-                (before[row, columns] != self.mask).tolist(),
-                drafted,
-                drafted and bool(accepted[row]),
+                int(self.index[row]),
+                int(self.counters["target_forwards"][row]),
+                columns.tolist(),
+                self.canvas[row, columns].tolist(),
+                self.confidence[row, columns].tolist(),
+                (before.tokens[number, move.written[number]] != self.mask).tolist(),
+                bool(drafted[number]),
+                bool(drafted[number] & accepted[number]),
             )
             self.cancelled |= bool(self.observer(step))
 
-    def abandon(self) -> list[tuple[int, Decoded]]:
-        """Results of rows that were cancelled: what was written before the first hidden position."""
-        slots = self.live()
-        if slots.numel():
-            self._keep(slots)
-        found = []
-        for slot in slots.tolist():
-            tokens = [token for token, _, _ in self.written[slot]]
-            end = tokens.index(self.mask) if self.mask in tokens else len(tokens)
-            self.written[slot] = self.written[slot][:end]
-            decoded = self._result(slot)
-            decoded.cancelled = True
-            found.append((self.prompt_index[slot], decoded))
-            self.prompt_index[slot] = -1
-        return found
+    def move_slot(self, source: int, destination: int) -> None:
+        """The row in slot `source` goes on in slot `destination`."""
+        held = (self.canvas, self.revealed_at, self.confidence, self.gap, self.margin, self.over)
+        for values in (*held, *self.fields.values(), *self.counters.values()):
+            values[destination] = values[source]
 
-    def count_guess(self, slots, depth: int, found: Bool[Tensor, " rows"]) -> None:
-        """Remember that rows looked for their state among guesses of this depth, and which found it."""
-        for name, amount in ((f"tried_{depth}", 1), (f"matched_{depth}", found.long())):
-            counter = self.counters.setdefault(name, torch.zeros_like(self.starts))
-            counter[slots] += amount
-
-    def ended(self, slots: Int[Tensor, " rows"], eos_early_stop: bool) -> Bool[Tensor, " rows"]:
-        """Rows that are finished: an EOS in the answer with nothing hidden before it, or a full block at the length limit.
-
-        Without early stop the block must be full before its EOS counts.
-        """
-        blocks = self.blocks[slots]
-        columns = self.starts[slots][:, None] + torch.arange(self.block, device=slots.device)
-        hidden = blocks == self.mask
-        is_answer_eos = (blocks == self.eos) & (columns >= self.prompt_tokens[slots][:, None])
-        before = hidden.long().cumsum(1) == 0 if eos_early_stop else ~hidden.any(1, keepdim=True)
-        limits = self.prompt_tokens[slots] + torch.tensor([self.limits[s] for s in slots.tolist()], device=slots.device)
-        at_limit = ~hidden.any(1) & (columns[:, -1] + 1 >= limits)
-        return (is_answer_eos & before).any(1) | at_limit
-
-    def next_block(self, slots: Int[Tensor, " rows"]) -> None:
-        """Keep the full block's tokens as written and hide everything in the next one."""
-        self._keep(slots)
-        self.starts[slots] += self.block
-        self.blocks[slots] = self.mask
-        self.hidden_at_start[slots] = self.block
-        self.steps[slots] = 0
-
-    def _keep(self, slots: Int[Tensor, " rows"]) -> None:
-        skip = (self.prompt_tokens[slots] - self.starts[slots]).clamp_min(0).tolist()
-        values = zip(
-            slots.tolist(),
-            skip,
-            self.blocks[slots].tolist(),
-            self.revealed_at[slots].tolist(),
-            self.confidence[slots].tolist(),
-            strict=True,
-        )
-        for slot, first, tokens, revealed, confidence in values:
-            self.written[slot].extend(list(zip(tokens, revealed, confidence, strict=True))[first:])
-
-    def collect(self, eos_early_stop: bool) -> list[tuple[int, Decoded]]:
-        """Results of finished rows, whose slots become free."""
-        live = self.live()
-        if not live.numel():
-            return []
-        finished = live[self.ended(live, eos_early_stop)]
-        if not finished.numel():
-            return []
-        self._keep(finished)
-        results = [(self.prompt_index[slot], self._result(slot)) for slot in finished.tolist()]
-        for slot in finished.tolist():
-            self.prompt_index[slot] = -1
-        return results
-
-    def _result(self, slot: int) -> Decoded:
-        written = self.written[slot][: self.limits[slot]]
-        tokens = [token for token, _, _ in written]
-        end = tokens.index(self.eos) + 1 if self.eos in tokens else len(tokens)
-        counters = {name: int(counter[slot]) for name, counter in self.counters.items()}
+    def result(self, slot: int, cache: str, cancelled: bool = False) -> Decoded:
+        """The answer in a slot; a cancelled one reaches to its first hidden position."""
+        begin, end = int(self.prompt_tokens[slot]), int(min(self.limit[slot], self.end[slot]))
+        index = int(self.index[slot])
+        if index in self.cut:
+            end = begin + self.cut.pop(index)
+        tokens = self.canvas[slot, begin:end].tolist()
+        tokens = tokens[: tokens.index(self.mask)] if self.mask in tokens else tokens
+        if self.grid.eos in tokens:
+            tokens = tokens[: tokens.index(self.grid.eos) + 1]
+        kept = slice(begin, begin + len(tokens))
         return Decoded(
-            tokens[:end],
-            [r for _, r, _ in written[:end]],
-            [c for _, _, c in written[:end]],
-            counters,
+            tokens,
+            self.revealed_at[slot, kept].tolist(),
+            self.confidence[slot, kept].tolist(),
+            {name: int(counter[slot]) for name, counter in self.counters.items()},
+            cancelled=cancelled,
             smallest_gap=float(self.gap[slot]),
+            smallest_margin=float(self.margin[slot]),
+            cache=cache,
         )
+
+
+def advance(policy: Policy, grid: Grid, before: State, proposals, hidden_at_start, answerable) -> Move:
+    """One step of the policy from `before` with the given proposals; the same function moves rows and guesses."""
+    hidden = before.tokens == grid.mask
+    differs = answerable & ~hidden & (proposals.tokens != before.tokens) if policy.edits else None
+    view = BlockView(hidden, proposals.doubt, before.step, hidden_at_start, proposals.entropy, differs)
+    written = policy.choose(view)
+    tokens = torch.where(written, proposals.tokens, before.tokens)
+    edited = written & ~hidden
+    was_full, is_full = ~hidden.any(-1), ~(tokens == grid.mask).any(-1)
+    full_steps = before.full_steps + was_full.long()
+    finished = policy.finished(was_full, is_full, edited.any(-1), full_steps)
+    finished = finished & (before.step + 1 >= grid.minimum_steps)
+    return Move(State(tokens, before.step + 1, full_steps), written, edited, finished)
+
+
+def _selection_margin(
+    written: Bool[Tensor, "rows block"], hidden: Bool[Tensor, "rows block"], doubt: Float[Tensor, "rows block"]
+) -> Float[Tensor, " rows"]:
+    """Confidence of the least confident revealed position minus that of the most confident one left hidden; inf if none is."""
+    confidence = 1.0 / (1.0 + doubt)
+    lowest = torch.where(written & hidden, confidence, torch.inf).amin(1)
+    highest = torch.where(hidden & ~written, confidence, -torch.inf).amax(1)
+    return torch.where((lowest < torch.inf) & (highest > -torch.inf), (lowest - highest).abs(), torch.inf)

@@ -1,152 +1,286 @@
-"""Where a decoder's proposals come from: a network and what it remembers of every row.
+"""Where a decoder's proposals come from: a network, and what it remembers of every row.
 
-A target answers for candidate states of a row's current block. Several candidates of one row share the row's prefix and do not
-see each other: that is what speculation asks for, and plain decoding is the case of one candidate.
+A source answers for candidate states of every row's current block. Several candidates of one row share its prefix and do not see
+each other: that is what speculation asks for, and plain decoding is the case of one candidate.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from model.network.cache import NewKeysValues, PrefixCache
-from model.network.masks import AttentionPattern, reading_pattern
+from model.network.cache import KeyValueCache, Placement, Visible
+from model.network.masks import AttentionPattern
 from model.network.transformer import Transformer
+from model.samplers.rows import Grid, Rows, State
+from model.samplers.sampling import Asked, Proposer
+
+CACHES = ("none", "prefix", "dual")
+PREFILL_TOKENS = 512  # of a long prompt per forward: bounds the attention mask, whatever the prompt's length
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Per candidate block: the proposed token, its doubt (+inf where nothing was asked), top-1/top-2 logit gap and entropy."""
+
+    tokens: Int[Tensor, "*candidates block"]
+    doubt: Float[Tensor, "*candidates block"]
+    gap: Float[Tensor, "*candidates block"]
+    entropy: Float[Tensor, "*candidates block"]
+    asked: Asked | None = None
+    logits: Float[Tensor, "asked vocabulary"] | None = None  # guided, where a guesser wants to draw from them again
+
+    def __getitem__(self, index) -> "Proposals":
+        return Proposals(self.tokens[index], self.doubt[index], self.gap[index], self.entropy[index])
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """What every source of one decode shares."""
+
+    grid: Grid
+    proposer: Proposer
+    edits: bool  # shown tokens of the answer are asked too
+    keep_logits: bool = False
+
+
+class Source:
+    """Asks a network about candidate states; how rows are laid out is the subclass's part."""
+
+    def __init__(self, network: Transformer, settings: SourceSettings) -> None:
+        self.network, self.settings = network, settings
+        self.lanes = settings.proposer.sampling.lanes
+        self.device = network.embedding.weight.device
+        self.tokens_counter = "target_tokens"
+
+    def wanted(
+        self, rows: Rows, states: State, valid: Bool[Tensor, "rows candidates"]
+    ) -> Bool[Tensor, "rows candidates block"]:
+        """The positions that get proposals: hidden ones, and under token editing the answer's shown ones."""
+        wanted = states.tokens == rows.mask
+        if self.settings.edits:
+            wanted = wanted | rows.answerable()[:, None]
+        return wanted & valid[:, :, None]
+
+    def describe(self, rows: Rows, states: State, wanted: Bool[Tensor, "rows candidates block"]) -> Asked:
+        """The asked positions, in row-major order."""
+        row, candidate, offset = wanted.nonzero(as_tuple=True)
+        counters = (rows.index[row], rows.start[row] // rows.block, states.step[row, candidate], offset)
+        present = None
+        if self.settings.proposer.sampling.repeat_penalty != 1.0:
+            present = self._present(rows, states)[row, candidate]
+        return Asked(row, candidate, offset, torch.stack(counters), present)
+
+    def _present(self, rows: Rows, states: State) -> Bool[Tensor, "rows candidates vocabulary"]:
+        """Which tokens stand in the prompt, the finished blocks and the candidate."""
+        count, candidates, _ = states.tokens.shape
+        mask, width = rows.mask, self.network.unembedding.weight.shape[0]
+        finished = torch.arange(rows.canvas.shape[1]) < rows.start[:, None]
+        shown = torch.where(finished, rows.canvas[:count], mask)[:, None].expand(-1, candidates, -1)
+        present = torch.zeros(count, candidates, width, dtype=torch.bool)
+        present.scatter_(2, shown, True).scatter_(2, states.tokens, True)
+        present[:, :, mask] = False
+        return present
+
+    def proposals(self, hidden: Tensor, states: State, asked: Asked) -> Proposals:
+        """Proposals from the hidden states of the asked positions (given ones, then unconditional ones, under guidance)."""
+        shape = states.tokens.shape
+        spread = [states.tokens.clone(), *(torch.full(shape, torch.inf, dtype=torch.float64) for _ in range(3))]
+        logits = None
+        if asked.row.numel():
+            proposer = self.settings.proposer
+            logits = proposer.guided(self.network.head(hidden), asked)
+            found = proposer.propose(logits, asked).cpu()  # the one wait for the device in a step
+            if found[1].isnan().any():
+                raise ValueError(
+                    "the network returned NaN logits: its weights are damaged or overflow in this precision"
+                )
+            for values, own in zip(spread, found, strict=True):
+                values[asked.row, asked.candidate, asked.offset] = own.to(values.dtype)
+        return Proposals(*spread, asked, logits if self.settings.keep_logits else None)
+
+
+class RecomputingSource(Source):
+    """No cache: every forward reads each candidate's whole window, for bidirectional networks the whole canvas. Always exact."""
+
+    def admit(self, rows: Rows, first: int, count: int) -> None:
+        """Nothing is remembered."""
+
+    def move(self, source: int, destination: int) -> None:
+        """Nothing is remembered."""
+
+    @torch.no_grad()
+    def forward(self, rows: Rows, states: State, valid: Bool[Tensor, "rows candidates"]) -> Proposals:
+        """Proposals for every valid candidate; each is a batch row of its own."""
+        wanted = self.wanted(rows, states, valid)
+        asked = self.describe(rows, states, wanted)
+        row, candidate = valid.nonzero(as_tuple=True)
+        causal = self.network.config.attention == "block_causal"
+        lengths = (rows.start + rows.block if causal else rows.total)[row]
+        extent = int(lengths.max())
+        columns = rows.columns()[row]
+        tokens = rows.canvas[row, :extent].scatter(1, columns, states.tokens[row, candidate])
+        positions = torch.arange(extent).expand(tokens.shape)
+        inside = positions < lengths[:, None]
+        where = torch.zeros_like(inside).scatter(1, columns, wanted[row, candidate])
+        rows.counters[self.tokens_counter].index_add_(0, row, lengths * self.lanes)
+        if self.lanes == 2:
+            free = torch.where(positions < rows.prompt_tokens[row, None], rows.mask, tokens)
+            tokens, positions, inside = torch.cat((tokens, free)), positions.repeat(2, 1), inside.repeat(2, 1)
+            where = where.repeat(2, 1)
+        documents = torch.where(inside, 0, -1)
+        tokens, positions, documents = torch.stack((tokens, positions, documents)).to(self.device)
+        pattern = AttentionPattern(self.network.config.attention, documents, positions, rows.block)
+        hidden = self.network(tokens, positions, pattern, asked=where.to(self.device))
+        return self.proposals(hidden, states, asked)
 
 
 @dataclass
-class Proposals:
-    """Per candidate block: the proposed token, its doubt (+inf where nothing is hidden) and its top-1/top-2 logit gap."""
+class Segments:
+    """Runs of tokens of one forward, before they are laid out flat: all vectors run over segments."""
 
-    tokens: Int[Tensor, "rows candidates block"]
-    doubt: Float[Tensor, "rows candidates block"]
-    gap: Float[Tensor, "rows candidates block"]
-    keys_values: NewKeysValues | None = None
+    row: Int[Tensor, " segments"]
+    candidate: Int[Tensor, " segments"]  # -1: a finished block that waits to be stored
+    position: Int[Tensor, " segments"]  # of the first token
+    column: Int[Tensor, " segments"]  # of the first token in the cache
+    length: Int[Tensor, " segments"]
 
 
-@torch.no_grad()
-def propose(network: Transformer, hidden: Float[Tensor, "asked width"], states: Int[Tensor, "rows block"]) -> tuple:
-    """Tokens, doubt and gap [rows, block] from the hidden states of the masked positions, the only ones with logits.
+class CachedSource(Source):
+    """A cache, so that a forward reads the candidates alone, and with them the finished block that is not stored yet.
 
-    The mask token is never proposed. Sums run in float64 over the other tokens, so a doubt of 1e-30 is still exact.
+    Block-causal networks (`prefix`): exact. Bidirectional ones, as Fast-dLLM (arXiv:2505.22618): each block's first forward reads
+    the whole canvas; then `prefix` reads from the block's start to the canvas's end, `dual` the block alone. Approximate.
     """
-    config = network.config
-    masked = states == config.mask_token_id
-    logits = network.head(hidden).double()
-    if logits.isnan().any():
-        raise ValueError("the network returned NaN logits: the weights are damaged or overflow in this precision")
-    logits[:, config.mask_token_id] = -torch.inf
-    best, token = logits.max(-1)
-    logits.scatter_(1, token[:, None], -torch.inf)
-    second = logits.amax(-1)
-    doubt = (logits - best[:, None]).exp().sum(-1)
 
-    def spread(values: Tensor, fill: float) -> Tensor:
-        return torch.full(states.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(masked, values)
-
-    tokens = states.masked_scatter(masked, token)
-    return tokens, spread(doubt, torch.inf), spread(best - second, torch.inf)
-
-
-class CachedTarget:
-    """A block-causal network with an exact prefix cache: a forward reads only the candidates."""
-
-    def __init__(self, network: Transformer, num_slots: int, capacity: int) -> None:
-        self.network, self.block = network, network.config.block_tokens
-        device, dtype = network.embedding.weight.device, network.embedding.weight.dtype
-        self.cache = PrefixCache(network.config, num_slots, capacity, device, dtype)
-        self.needs_commit = True
-
-    @torch.no_grad()
-    def admit(self, slots: Int[Tensor, " rows"], prompts: list[list[int]], totals: Int[Tensor, " rows"]) -> int:
-        """Forget the slots, read every full block of the prompts; returns the number of forwards (0 or 1)."""
-        self.cache.clear(slots)
-        full = torch.tensor([len(prompt) // self.block * self.block for prompt in prompts])
-        longest = int(full.max())
-        if longest == 0:
-            return 0
-        padded = [prompt[:longest] + [0] * (longest - len(prompt)) for prompt in prompts]
-        tokens = torch.tensor(padded, device=slots.device)
-        positions = torch.arange(longest, device=slots.device).expand(len(prompts), -1)
-        pattern = reading_pattern("block_causal", torch.zeros_like(tokens), positions, self.block)
-        part = (self.cache, slots, 0)
-        _, new = self.network.forward_cached(tokens, positions, pattern.allowed(), part)
-        self.cache.append(slots, new, full.to(slots.device))
-        return 1
-
-    @torch.no_grad()
-    def forward(
-        self, slots: Int[Tensor, " rows"], states: Int[Tensor, "rows candidates block"], starts: Tensor
-    ) -> Proposals:
-        """Proposals for every candidate from one forward of candidates x block rows over the shared prefix."""
-        rows, candidates, block = states.shape
-        extent = int(self.cache.lengths[slots].max())
-        positions = (starts[:, None] + torch.arange(block, device=slots.device)).repeat(1, candidates)
-        own = torch.block_diag(*[torch.ones(block, block, dtype=torch.bool)] * candidates).to(slots.device)
-        prefix = self.cache.visible(slots, extent)[:, None, :].expand(-1, candidates * block, -1)
-        allowed = torch.cat((prefix, own.expand(rows, -1, -1)), 2)[:, None]
-        flat = states.flatten(1)
-        asked = flat == self.network.config.mask_token_id
-        hidden, new = self.network.forward_cached(flat, positions, allowed, (self.cache, slots, extent), asked)
-        tokens, doubt, gap = propose(self.network, hidden, states.view(rows * candidates, block))
-        return Proposals(tokens.view(states.shape), doubt.view(states.shape), gap.view(states.shape), new)
-
-    def commit(
-        self, slots, starts, blocks, rows: Int[Tensor, " n"], picked: Int[Tensor, " n"], proposals: Proposals
+    def __init__(
+        self,
+        network: Transformer,
+        settings: SourceSettings,
+        num_slots: int,
+        capacity: int,
+        mode: str,
+        candidates: int = 1,
     ) -> None:
-        """Keep the keys and values of candidate picked[i] of forward row rows[i] behind slot slots[i]'s prefix."""
-        offsets = picked[:, None] * self.block + torch.arange(self.block, device=slots.device)
-        index = offsets[:, None, :, None]
+        super().__init__(network, settings)
+        self.block, self.is_causal = settings.grid.block, network.config.attention == "block_causal"
+        self.to_the_end = mode == "prefix" and not self.is_causal
+        spare = (capacity if self.to_the_end else self.block) * (candidates - 1)
+        dtype = network.embedding.weight.dtype
+        self.cache = KeyValueCache(network.config, num_slots * self.lanes, capacity + spare, self.device, dtype)
+        self.stored = torch.zeros(num_slots, dtype=torch.long)  # columns that are final, or read for the current block
+        self.fresh = torch.full((num_slots,), -1)  # bidirectional: the block whose first forward has been made
 
-        def slice_of(values: Tensor) -> Tensor:
-            chosen = values[rows]
-            return chosen.gather(2, index.expand(-1, chosen.shape[1], -1, chosen.shape[3]))
-
-        assert proposals.keys_values is not None
-        new = [(slice_of(keys), slice_of(values)) for keys, values in proposals.keys_values]
-        self.cache.append(slots, new, torch.full_like(slots, self.block))
-
-
-class CanvasTarget:
-    """A bidirectional network: every forward reads the whole canvas, later blocks included (as masks). No cache, so exact."""
-
-    def __init__(self, network: Transformer, num_slots: int, capacity: int) -> None:
-        self.network, self.block = network, network.config.block_tokens
-        device = network.embedding.weight.device
-        self.canvas = torch.full((num_slots, capacity), network.config.mask_token_id, device=device)
-        self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.needs_commit = False
-
-    def admit(self, slots: Int[Tensor, " rows"], prompts: list[list[int]], totals: Int[Tensor, " rows"]) -> int:
-        """Lay out prompt and masks; `totals` is each row's canvas length (a multiple of the block)."""
-        self.canvas[slots] = self.network.config.mask_token_id
-        for slot, prompt in zip(slots.tolist(), prompts, strict=True):
-            self.canvas[slot, : len(prompt)] = torch.tensor(prompt, device=slots.device)
-        self.lengths[slots] = totals
-        return 0
+    def move(self, source: int, destination: int) -> None:
+        """A row changes its slot."""
+        for lane in range(self.lanes):
+            self.cache.move(source * self.lanes + lane, destination * self.lanes + lane)
+        self.stored[destination], self.fresh[destination] = self.stored[source], self.fresh[source]
 
     @torch.no_grad()
-    def forward(
-        self, slots: Int[Tensor, " rows"], states: Int[Tensor, "rows candidates block"], starts: Tensor
-    ) -> Proposals:
-        """Proposals for every candidate; each candidate is a canvas row of its own."""
-        _, candidates, block = states.shape
-        extent = int(self.lengths[slots].max())
-        canvas = self.canvas[slots, :extent].repeat_interleave(candidates, 0)
-        columns = starts.repeat_interleave(candidates)[:, None] + torch.arange(block, device=slots.device)
-        canvas.scatter_(1, columns, states.view(-1, block))
-        positions = torch.arange(extent, device=slots.device).expand(canvas.shape)
-        inside = positions < self.lengths[slots].repeat_interleave(candidates)[:, None]
-        pattern = AttentionPattern("bidirectional", torch.where(inside, 0, -1), positions)
-        asked = torch.zeros_like(inside).scatter(
-            1, columns, states.view(-1, block) == self.network.config.mask_token_id
-        )
-        hidden = self.network(canvas, positions, pattern, asked=asked)
-        tokens, doubt, gap = propose(self.network, hidden, states.view(-1, block))
-        return Proposals(tokens.view(states.shape), doubt.view(states.shape), gap.view(states.shape))
+    def admit(self, rows: Rows, first: int, count: int) -> None:
+        """Read the full blocks of the prompts in slots first .. first + count - 1, a bounded number of tokens at a time."""
+        chosen = torch.arange(first, first + count)
+        self.stored[chosen], self.fresh[chosen] = 0, -1
+        if not self.is_causal:
+            return
+        starts = rows.start[chosen]
+        piece = max(PREFILL_TOKENS // self.block, 1) * self.block
+        for begin in range(0, int(starts.max()), piece):
+            length = (starts - begin).clamp(0, piece)
+            part = Segments(
+                chosen, torch.full_like(chosen, -1), torch.full_like(chosen, begin), chosen * 0 + begin, length
+            )
+            nothing = torch.zeros(0, dtype=torch.long)
+            self._run(rows, part, None, begin + int(length.max()), first, count, nothing)
+            self.stored[chosen] += length
+            if self.tokens_counter == "target_tokens":
+                rows.count("prefill_forwards", (length > 0).long(), chosen)
 
-    def commit(self, slots, starts, blocks: Int[Tensor, "n block"], rows, picked, proposals: Proposals | None) -> None:
-        """Put finished blocks on the canvas; nothing else needs to be kept."""
-        columns = starts[:, None] + torch.arange(self.block, device=slots.device)
-        self.canvas[slots[:, None], columns] = blocks
+    @torch.no_grad()
+    def forward(self, rows: Rows, states: State, valid: Bool[Tensor, "rows candidates"]) -> Proposals:
+        """Proposals for every valid candidate from one forward over the shared prefix."""
+        wanted = self.wanted(rows, states, valid)
+        asked = self.describe(rows, states, wanted)
+        base = int((rows.start + self.block if self.is_causal else rows.total).max())
+        segments, extent = self._segments(rows, valid, base)
+        hidden = self._run(rows, segments, states, extent, 0, rows.num_live, wanted)
+        served = valid[:, 0].nonzero()[:, 0]
+        self.stored[served] = self.fresh[served] = rows.start[served]
+        return self.proposals(hidden, states, asked)
+
+    def _segments(self, rows: Rows, valid: Tensor, base: int) -> tuple[Segments, int]:
+        """What is read for every candidate: own window with what waits before it, the others' in spare columns from `base` on."""
+        row, candidate = valid.nonzero(as_tuple=True)
+        start, own = rows.start[row], candidate == 0
+        first = torch.zeros_like(row)
+        if self.is_causal:
+            first = torch.where(own, self.stored[row], start)
+            length = start + self.block - first
+        else:
+            whole = own & (self.fresh[row] != start)
+            first = torch.where(whole, 0, start)
+            length = torch.where(whole | torch.tensor(self.to_the_end), rows.total[row] - first, self.block)
+        spare = int(torch.where(own, 0, length).max())
+        column = torch.where(own, first, base + (candidate - 1) * spare)
+        extent = base + spare * int(candidate.max())
+        return Segments(row, candidate, first, column, length), extent
+
+    def _run(
+        self, rows: Rows, part: Segments, states: State | None, extent: int, first: int, count: int, wanted
+    ) -> Tensor:
+        """One forward over the segments' tokens; hidden states of the wanted positions."""
+        segment = torch.repeat_interleave(torch.arange(part.row.shape[0]), part.length)
+        offset = torch.arange(segment.shape[0]) - (part.length.cumsum(0) - part.length)[segment]
+        row, candidate = part.row[segment], part.candidate[segment]
+        position, column = part.position[segment] + offset, part.column[segment] + offset
+        tokens = rows.canvas[row, position]
+        place = position - rows.start[row]
+        inside = (candidate >= 0) & (place >= 0) & (place < self.block)
+        asked = torch.zeros_like(inside)
+        if states is not None:
+            at = (row[inside], candidate[inside], place[inside])
+            tokens[inside] = states.tokens[at]
+            asked[inside] = wanted[at]
+        visible = self._visible(rows, row, candidate, position, part.column[segment], part.length[segment])
+        rows.counters[self.tokens_counter].index_add_(0, row, torch.full_like(row, self.lanes))
+        return self._call(rows, (row - first, tokens, position, column, visible, asked), extent, first, count)
+
+    def _visible(self, rows: Rows, row, candidate, position, column, length) -> Visible:
+        """Own block and all before it; under bidirectional attention the whole canvas, with a candidate's block in its place."""
+        start = rows.start[row]
+        other = candidate > 0
+        none = torch.zeros_like(row)
+        if self.is_causal:
+            end, resume, stop = (position // self.block + 1) * self.block, none, none
+        else:
+            end, stop = rows.total[row], torch.where(other & (not self.to_the_end), rows.total[row], 0)
+            resume = torch.where(other, start + self.block, 0)
+        own, own_end = torch.where(other, column, 0), torch.where(other, column + length, 0)
+        return Visible(torch.where(other, start, end), resume, stop, own, own_end)
+
+    def _call(self, rows: Rows, line: tuple, extent: int, first: int, count: int) -> Tensor:
+        """The flat line through the network; under guidance each row's twin, its prompt masked, follows it."""
+        row, tokens, position, column, visible, asked = line
+        where = asked.nonzero()[:, 0]
+        if self.lanes == 2:
+            order = torch.cat((row * 2, row * 2 + 1)).argsort(stable=True)
+            free = torch.where(position < rows.prompt_tokens[row + first], rows.mask, tokens)
+            tokens, twin = torch.cat((tokens, free))[order], torch.cat((row * 2, row * 2 + 1))[order]
+            half = torch.cat((asked, asked))[order]
+            where = torch.cat([(half & (twin % 2 == lane)).nonzero()[:, 0] for lane in range(2)])
+            row, position, column = twin, position.repeat(2)[order], column.repeat(2)[order]
+            visible = Visible(*(bound.repeat(2)[order] for bound in vars(visible).values()))
+        placement = Placement(self.cache, row, column, visible, count * self.lanes, extent, first * self.lanes)
+        tokens, position = torch.stack((tokens, position)).to(self.device, non_blocking=True)
+        return self.network.forward_cached(tokens, position, placement, where.to(self.device, non_blocking=True))
+
+
+def make_source(
+    network: Transformer, settings: SourceSettings, num_slots: int, capacity: int, cache: str, candidates: int = 1
+) -> Source:
+    """The source for a kind of cache."""
+    if cache == "none":
+        return RecomputingSource(network, settings)
+    return CachedSource(network, settings, num_slots, capacity, cache, candidates)

@@ -11,7 +11,7 @@ from model.samplers.block_loop import BlockDecoder
 from model.samplers.decode import make_decoder, make_policy
 from model.samplers.guesses import DraftGuesser, StaleGuesser
 from model.samplers.left_to_right import LeftToRight
-from model.samplers.policies import FixedSteps, Hybrid, Threshold
+from model.samplers.policies import BlockView, FixedSteps, Hybrid, Threshold
 
 MASK, EOS, BLOCK = 30, 1, 8
 POLICIES = {
@@ -80,7 +80,8 @@ def uncached_reference(
             confidence, token = logits.softmax(-1).max(-1)
             doubt = torch.where(tokens[0, start : start + BLOCK] == MASK, 1 / confidence - 1, torch.inf)[None]
             forwards += 1
-            reveal = policy.reveal(doubt, torch.tensor([step]), torch.tensor([hidden_at_start]))[0]
+            view = BlockView(doubt.isfinite(), doubt, torch.tensor([step]), torch.tensor([hidden_at_start]))
+            reveal = policy.choose(view)[0]
             for column in reveal.nonzero()[:, 0].tolist():
                 canvas[start + column], when[start + column] = int(token[column]), forwards
             step += 1
@@ -139,8 +140,9 @@ def test_following_a_guess_that_only_resembles_the_state_would_change_tokens(mon
     net, asked = network(seed=1), prompts(seed=1)
     plain = BlockDecoder(net, POLICIES["one_token"], batch_rows=4)(asked, 16)
 
-    def by_step_alone(states, steps, block, step):
-        found, which = (steps == step[:, None]).max(1)
+    def by_step_alone(guesses, rows, state):
+        same = (guesses.states.step[rows] == state.step[:, None]) & guesses.valid[rows]
+        found, which = same.max(1)
         return found, which
 
     monkeypatch.setattr(block_loop, "_find", by_step_alone)

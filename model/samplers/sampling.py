@@ -1,0 +1,165 @@
+"""From logits to one proposal per asked position: guidance, penalty, temperature, and how sure the network is.
+
+Order: guidance, repeat penalty, mask token excluded; confidence is taken here, before temperature, top-k and top-p; then the
+token is drawn. Everything runs in float64. Noise is a hash of (seed, sample, block, step, position, token), never a running
+stream: a row's tokens depend on nothing but its own state, whatever stands beside it and whichever forward asks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+_GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64 as int64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from its distribution. The default is greedy.
+
+    `guidance_scale` s: logits = unconditional + (s + 1)(conditional - unconditional), the unconditional row with its prompt
+    masked (LLaDA). `repeat_penalty` p: a token that already stands in prompt or answer has its logit divided by p when
+    positive, else multiplied (arXiv:1909.05858).
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0.0:
+            raise ValueError(f"temperature {self.temperature} must not be negative; 0 takes the most likely token")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k {self.top_k} must be at least 1")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p {self.top_p} must lie in (0, 1]")
+        if not self.guidance_scale >= 0.0:
+            raise ValueError(f"guidance_scale {self.guidance_scale} must not be negative; 0 switches guidance off")
+        if not self.repeat_penalty > 0.0:
+            raise ValueError(f"repeat_penalty {self.repeat_penalty} must be above 0; 1 switches it off")
+
+    @property
+    def lanes(self) -> int:
+        """Rows of the network per answer: 2 under guidance."""
+        return 2 if self.guidance_scale else 1
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which positions proposals are wanted for, on the host: row, candidate and offset in the block, and the noise counters."""
+
+    row: Int[Tensor, " asked"]
+    candidate: Int[Tensor, " asked"]
+    offset: Int[Tensor, " asked"]
+    counters: Int[Tensor, "4 asked"]  # sample, block, step, offset
+    present: Bool[Tensor, "asked vocabulary"] | None = None  # tokens that the repeat penalty is for
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """Turns logits of asked positions into proposals. `mask_counts`: the mask token takes part in the confidence (as in the
+    public samplers) though it is never proposed; `confidence_of_temperature`: confidences are of the tempered distribution."""
+
+    sampling: Sampling
+    mask_token_id: int | None
+    needs_entropy: bool = False
+    mask_counts: bool = False
+    confidence_of_temperature: bool = False
+
+    def guided(
+        self, logits: Float[Tensor, "lanes_asked vocabulary"], asked: Asked
+    ) -> Float[Tensor, "asked vocabulary"]:
+        """Float64 logits after guidance and penalty; under guidance the unconditional ones stand in the second half."""
+        logits = logits.double()
+        if self.sampling.lanes == 2:
+            given, free = logits.chunk(2)
+            logits = free + (self.sampling.guidance_scale + 1.0) * (given - free)
+        if asked.present is not None:
+            penalty = self.sampling.repeat_penalty
+            penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(asked.present.to(logits.device), penalised, logits)
+        return logits
+
+    def propose(self, logits: Float[Tensor, "asked vocabulary"], asked: Asked) -> Float[Tensor, "4 asked"]:
+        """Token, doubt, gap to the runner-up (in logits) and entropy (0 unless needed) of every asked position.
+
+        One tensor, so that a device is waited for once. NaN in logits becomes NaN in doubt.
+        """
+        if self.confidence_of_temperature and self.sampling.temperature:
+            logits = logits / self.sampling.temperature
+        counted, logits = logits, self._without_mask(logits)
+        if not self.mask_counts:
+            counted = logits
+        scores = self._scores(logits, asked) if self.sampling.temperature else logits
+        best, token = scores.max(-1)
+        gap = best - scores.scatter(1, token[:, None], -torch.inf).amax(-1)
+        own = logits.gather(1, token[:, None])
+        relative = (counted - own).exp()
+        doubt = relative.scatter(1, token[:, None], 0.0).sum(-1)
+        entropy = _entropy(counted) if self.needs_entropy else torch.zeros_like(doubt)
+        return torch.stack((token.double(), doubt, gap, entropy))
+
+    def _without_mask(self, logits: Tensor) -> Tensor:
+        if self.mask_token_id is None:
+            return logits
+        column = torch.tensor([self.mask_token_id], device=logits.device)
+        return logits.index_fill(1, column, -torch.inf)
+
+    def _scores(self, logits: Float[Tensor, "asked vocabulary"], asked: Asked) -> Tensor:
+        """Gumbel-max: logits + T * noise, tokens outside top-k and top-p excluded."""
+        temperature = 1.0 if self.confidence_of_temperature else self.sampling.temperature
+        kept = _top(logits, temperature, self.sampling.top_k, self.sampling.top_p)
+        noise = gumbel_noise(self.sampling.seed, asked.counters.to(logits.device), logits.shape[1])
+        return torch.where(kept, logits + temperature * noise, -torch.inf)
+
+
+def _entropy(logits: Float[Tensor, "asked vocabulary"]) -> Float[Tensor, " asked"]:
+    log_probability = logits.log_softmax(-1)
+    return -(log_probability.exp() * log_probability).nan_to_num(0.0).sum(-1)
+
+
+def _top(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> Bool[Tensor, "asked vocabulary"]:
+    """The tokens that may be drawn: the k most likely of them, then the smallest set whose probability reaches p."""
+    kept = torch.ones_like(logits, dtype=torch.bool)
+    if top_k is not None and top_k < logits.shape[1]:
+        kept = logits >= logits.topk(top_k, -1).values[:, -1:]
+    if top_p is not None and top_p < 1.0:
+        probability = (torch.where(kept, logits, -torch.inf) / temperature).softmax(-1)
+        ordered, order = probability.sort(-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
+        kept = kept & torch.zeros_like(kept).scatter(1, order, before < top_p)
+    return kept
+
+
+def gumbel_noise(
+    seed: int, counters: Int[Tensor, "counters asked"], vocabulary: int
+) -> Float[Tensor, "asked vocabulary"]:
+    """Standard Gumbel noise, float64, a hash of seed, counters and token: the same on every device and in every batch."""
+    key = torch.full_like(counters[0], seed)
+    for counter in counters:
+        key = _mixed(key + (counter + 1) * _GOLDEN)
+    tokens = torch.arange(1, vocabulary + 1, device=counters.device)
+    bits = _mixed(key[:, None] + tokens * _GOLDEN)
+    uniform = (_shifted(bits, 12).double() + 0.5) * 2.0**-52
+    return -(-uniform.log()).log()
+
+
+def _mixed(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """The finaliser of splitmix64; int64 products wrap as unsigned ones do."""
+    x = (x ^ _shifted(x, 30)) * _FIRST
+    x = (x ^ _shifted(x, 27)) * _SECOND
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Int[Tensor, "*any"], bits: int) -> Int[Tensor, "*any"]:
+    """A logical right shift, which int64 has not."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
