@@ -258,7 +258,9 @@ def advance(policy: Policy, grid: Grid, before: State, proposals, hidden_at_star
     """One step of the policy from `before` with the given proposals; the same function moves rows and guesses."""
     hidden = before.tokens == grid.mask
     differs = answerable & ~hidden & (proposals.tokens != before.tokens) if policy.edits else None
-    view = BlockView(hidden, proposals.doubt, before.step, hidden_at_start, proposals.entropy, differs)
+    # Stale proposals still hold positions that have been revealed since.
+    doubt = proposals.doubt if policy.edits else torch.where(hidden, proposals.doubt, torch.inf)
+    view = BlockView(hidden, doubt, before.step, hidden_at_start, proposals.entropy, differs)
     written = policy.choose(view)
     tokens = torch.where(written, proposals.tokens, before.tokens)
     edited = written & ~hidden
