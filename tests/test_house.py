@@ -33,8 +33,9 @@ FLOORS = {
     "model/network": 1, "model/text": 1, "model/corpora": 1, "model/noise": 1,
     "model/objectives": 2, "model/samplers": 2, "model/checkpoints": 2,
     "model/benchmarks": 3, "model/training": 3, "model/hugging_face": 3,
-    "model/apps": 4, "tasks": 4,
-    "flows": 5,
+    "model/apps": 4,
+    "tasks": 5,  # the chat is a command over model/apps
+    "flows": 6,
 }  # fmt: skip
 FENCES = {  # package -> the only places that may import it
     "prefect": ("flows/",),

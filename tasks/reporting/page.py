@@ -1,28 +1,16 @@
 """report.html: one page with its styles, pictures and script inside; it refers to nothing outside the project's folder."""
 
-from pathlib import Path
 from typing import Any
 
 from tasks.reporting import charts, wording
 from tasks.reporting.inputs import REFERENCE, TITLES, TRAINED, TUNED, Inputs
 from tasks.reporting.samples import sample_answers
-
-TEMPLATE = Path(__file__).with_name("page.html")
+from tasks.reporting.templates import template
 
 
 def render(figures: dict[str, Any], inputs: Inputs) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "number": wording.number,
-        "interval": wording.interval,
-        "point": wording.point_name,
-        "share": wording.share,
-    }
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return template("page.html").render(
         figures=figures,
         rows=figures["models"],
         colours=charts.COLOURS,

@@ -1,27 +1,14 @@
 """Sample answers: the same questions answered by several models, each piece of text with the forward that revealed it."""
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 from tasks.reporting.comparison import main_point, parallel_point
 from tasks.reporting.inputs import BASELINE, REFERENCE, TITLES, TUNED, Inputs, Record
+from tasks.reporting.pieces import Piece, Texts, cut, marks_of, text_of_tokens
 
 # Which of (AR, SFT, CAP) are right: what a reader wants to see of each, in this order.
 PATTERNS = ((1, 1, 1), (1, 1, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1), (0, 0, 0))
 NUM_QUESTIONS = 6
-END = "■"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that one token, or several that make one character, stands for."""
-
-    text: str
-    revealed_at: int
-    confidence: float
-    is_end: bool
 
 
 @dataclass(frozen=True)
@@ -82,40 +69,7 @@ def choose(sides: list[dict[tuple[str, str], Record]]) -> list[tuple[str, str]]:
     return chosen
 
 
-def make_answer(title: str, point: str, record: Record, texts: Any) -> Answer:
+def make_answer(title: str, point: str, record: Record, texts: Texts) -> Answer:
     """An answer cut into the pieces its tokens stand for."""
-    tokens = record["tokens"]
-    return Answer(title, point, bool(record["right"]), len(tokens), record["forwards"], cut(record, texts))
-
-
-def cut(record: Record, texts: Any) -> list[Piece]:
-    """Pieces of an answer in order; bytes of one character that several tokens share stay together, counted by the last of
-    them to appear."""
-    pieces: list[Piece] = []
-    start = 0
-    tokens, revealed, confidence = record["tokens"], record["revealed_at"], record["confidence"]
-    for index in range(len(tokens)):
-        text, is_end = texts(tuple(tokens[start : index + 1]))
-        is_last = index == len(tokens) - 1
-        if text.endswith("\ufffd") and index - start < 3 and not is_last:
-            continue  # half a character so far; no character has more than four bytes
-        last = max(range(start, index + 1), key=lambda place: revealed[place])
-        pieces.append(Piece(text, revealed[last], confidence[last], is_end))
-        start = index + 1
-    return pieces
-
-
-def text_of_tokens(tokenizer_file: Path) -> Any:
-    """A function from a tuple of ids to (text, whether it is a special token such as the end of the answer)."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-
-    @cache
-    def texts(ids: tuple[int, ...]) -> tuple[str, bool]:
-        text = tokenizer.decode(list(ids), skip_special_tokens=True)
-        if text:
-            return text, False
-        return tokenizer.decode(list(ids), skip_special_tokens=False) or END, True
-
-    return texts
+    pieces = cut(marks_of(record), texts)
+    return Answer(title, point, bool(record["right"]), len(record["tokens"]), record["forwards"], pieces)

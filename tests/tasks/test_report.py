@@ -13,7 +13,8 @@ import report_world
 from tasks import report
 from tasks.reporting.comparison import compare, forwards_ratio, trade_off
 from tasks.reporting.inputs import MODELS, read_inputs
-from tasks.reporting.samples import choose, cut
+from tasks.reporting.pieces import cut, marks_of
+from tasks.reporting.samples import choose
 
 FILES = ("report.json", "report.html", "table.txt")
 
@@ -229,7 +230,7 @@ def test_all_models_share_the_highest_score_of_the_area(root: Path) -> None:
 def test_a_character_of_several_tokens_is_one_piece_counted_by_its_last_byte() -> None:
     parts = ["说".encode()[:1], "说".encode()[1:2], "说".encode()[2:], b"a"]
     record = {"tokens": [0, 1, 2, 3], "revealed_at": [1, 5, 2, 3], "confidence": [0.1, 0.5, 0.2, 0.3]}
-    pieces = cut(record, lambda ids: (b"".join(parts[one] for one in ids).decode(errors="replace"), False))
+    pieces = cut(marks_of(record), lambda ids: (b"".join(parts[one] for one in ids).decode(errors="replace"), False))
     assert [(one.text, one.revealed_at, one.confidence) for one in pieces] == [("说", 5, 0.5), ("a", 3, 0.3)]
 
 
