@@ -14,6 +14,16 @@ REGISTRY: dict[str, dict[str, str]] = {
         "files": "model.corpora.files:FilesCorpus",
         "hub": "model.corpora.hub:HubCorpus",
     },
+    "family": {  # public layouts of checkpoints; config.json tells which one a folder has
+        "llada": "model.checkpoints.families.llada:FAMILY",
+        "llada2_moe": "model.checkpoints.families.llada2_moe:FAMILY",
+        "llada2_moe_merged": "model.checkpoints.families.llada2_moe:MERGED",
+        "minimind": "model.checkpoints.families.minimind:FAMILY",
+        "nano_llada": "model.checkpoints.families.minimind:NANO_LLADA",
+        "llama": "model.checkpoints.families.llama:FAMILY",
+        "qwen2": "model.checkpoints.families.qwen2:FAMILY",
+        "qwen3": "model.checkpoints.families.qwen3:FAMILY",
+    },
     "objective": {
         "next_token": "model.objectives.next_token:NextToken",
         "masked_diffusion": "model.objectives.masked_diffusion:MaskedDiffusion",

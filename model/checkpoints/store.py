@@ -1,22 +1,31 @@
-"""A checkpoint is a folder in the Hugging Face manner: config.json, model.safetensors, and the tokenizer's files.
+"""A checkpoint is a folder in the Hugging Face manner: config.json, weights in safetensors, and the tokenizer's files.
 
+Ours and every public family's go in; they come out in our names (`save_checkpoint`) or a family's (`export_checkpoint`).
 Writing is atomic: the folder appears whole or not at all.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from model.checkpoints.families.family import Family
+from model.checkpoints.network_weights import empty_network, fill, store
+from model.checkpoints.source import checkpoint_folder
+from model.checkpoints.tokenizer_fit import fitted
+from model.checkpoints.weight_files import PICKLES, WeightFiles, weight_files
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
+from model.registry import names, resolve
 
 MODEL_TYPE = "unmask"
+MAXIMUM_SHARD_BYTES = 5_000_000_000
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,75 +37,126 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded network with where it came from; `folder` also holds its tokenizer."""
+    """A loaded network with where it came from; `folder` also holds its tokenizer. `family` is None for our own layout."""
 
     network: Transformer
     config: NetworkConfig
     folder: Path
+    family: str | None = None
 
 
 def save_checkpoint(folder: Path, network: Transformer, config: NetworkConfig, tokenizer_folder: Path) -> None:
     """Publish weights, configuration and tokenizer under `folder`, replacing what was there in one rename."""
+    with _published(folder) as temporary:
+        _write_json(temporary / "config.json", {"model_type": MODEL_TYPE, **config.to_dict()})
+        store(network, config, None, temporary, MAXIMUM_SHARD_BYTES)
+        _copy_tokenizer(tokenizer_folder, temporary)
+
+
+def export_checkpoint(
+    folder: Path,
+    network: Transformer,
+    config: NetworkConfig,
+    family: str,
+    tokenizer_folder: Path | None = None,
+    dtype: torch.dtype | None = None,
+    maximum_shard_bytes: int = MAXIMUM_SHARD_BYTES,
+) -> None:
+    """Publish a network as a public family's folder: its config keys, tensor names, shapes and index.
+
+    ValueError, before anything is written, when the family has no key or tensor for something this network has. What a key cannot
+    say but changes no tensor (such as the mask token's id) stands under `unmask` in config.json, and `load_checkpoint` reads it.
+    """
+    layout: Family = resolve("family", family)
+    values = layout.write_config(config, str(dtype or network.embedding.weight.dtype).removeprefix("torch."))
+    with _published(folder) as temporary:
+        _write_json(temporary / "config.json", values)
+        store(network, config, layout, temporary, maximum_shard_bytes, dtype)
+        if tokenizer_folder is not None:
+            _copy_tokenizer(tokenizer_folder, temporary)
+
+
+def load_config(folder: Path | str) -> NetworkConfig:
+    """The configuration of a checkpoint folder of ours or of any family; ValueError that says what is wrong with it."""
+    return _read_config(Path(folder))[0]
+
+
+def load_checkpoint(
+    source: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Checkpoint:
+    """The network of a folder, a file of weights beside its config.json, or a model of the hub, in eval mode.
+
+    It is built empty on `device` in `dtype` (None: float32) and filled tensor by tensor. On the device `meta` everything is
+    checked and nothing is read. ValueError that names every missing, extra or misshapen tensor, every unknown key, or the
+    tokenizer's token that does not fit. Code that comes with a checkpoint is never run.
+    """
+    path = Path(source)
+    is_file = path.is_file() and path.suffix in (".safetensors", *PICKLES)
+    folder = path.parent if is_file else checkpoint_folder(source)
+    config, family = _read_config(folder)
+    network = empty_network(config, device, dtype or torch.float32)
+    fill(network, config, WeightFiles([path] if is_file else weight_files(folder)), family, folder)
+    return Checkpoint(network.eval(), config, folder, family and family.name)
+
+
+def family_of(values: dict[str, Any]) -> Family | None:
+    """The family that a config.json belongs to, None for our own layout; ValueError that lists the known types."""
+    model_type = values.get("model_type")
+    if model_type == MODEL_TYPE:
+        return None
+    families = [resolve("family", name) for name in names("family")]
+    for family in families:
+        if family.model_type == model_type and family.recognises(values):
+            return family
+    known = ", ".join(sorted({MODEL_TYPE, *(family.model_type for family in families)}))
+    raise ValueError(f"model_type {model_type!r} is none that can be read: {known}")
+
+
+def _read_config(folder: Path) -> tuple[NetworkConfig, Family | None]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder} is not a checkpoint: it has no config.json")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        if not isinstance(values, dict):
+            raise ValueError("it is not a dictionary")
+        family = family_of(values)
+        if family is not None:
+            config = family.read_config(values)
+        else:
+            config = NetworkConfig.from_dict({key: value for key, value in values.items() if key != "model_type"})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return fitted(config, folder), family
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"key(s) given twice: {', '.join(twice)}")
+    return dict(pairs)
+
+
+@contextmanager
+def _published(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place when the block ends without an error."""
     temporary = folder.with_name(folder.name + ".writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    values = {"model_type": MODEL_TYPE, **config.to_dict()}
-    (temporary / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    save_file(_owned_tensors(network, config), temporary / "model.safetensors", metadata={"format": "pt"})
-    for name in _TOKENIZER_FILES:
-        if (tokenizer_folder / name).exists():
-            shutil.copyfile(tokenizer_folder / name, temporary / name)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 
 
-def load_config(folder: Path) -> NetworkConfig:
-    """The configuration of a checkpoint folder; ValueError that says what is wrong with it."""
-    path = Path(folder) / "config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} is not a checkpoint: it has no config.json")
-    values = json.loads(path.read_text())
-    model_type = values.pop("model_type", None)
-    if model_type != MODEL_TYPE:
-        raise ValueError(
-            f"{path}: model_type '{model_type}' is not '{MODEL_TYPE}': only checkpoints that Unmask saved load here"
-        )
-    return NetworkConfig.from_dict(values)
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_checkpoint(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Checkpoint:
-    """The network of a folder in eval mode; ValueError that names every missing, extra or misshapen tensor."""
-    folder = Path(folder)
-    config = load_config(folder)
-    network = Transformer(config)
-    try:
-        tensors = load_file(folder / "model.safetensors", device=device)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{folder / 'model.safetensors'} cannot be read ({error}): copy or download it again"
-        ) from error
-    _check(tensors, network, config, folder)
-    network.load_state_dict(tensors, strict=False)
-    return Checkpoint(network.to(device=device, dtype=dtype).eval(), config, folder)
-
-
-def _owned_tensors(network: Transformer, config: NetworkConfig) -> dict[str, torch.Tensor]:
-    """The state to save: a tied head is the embedding and is not stored twice."""
-    tensors = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
-    if config.tie_embeddings:
-        tensors.pop("unembedding.weight")
-    return tensors
-
-
-def _check(tensors: dict[str, torch.Tensor], network: Transformer, config: NetworkConfig, folder: Path) -> None:
-    wanted = {name: tuple(value.shape) for name, value in _owned_tensors(network, config).items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    problems = [f"missing {name} {wanted[name]}" for name in wanted.keys() - found.keys()]
-    problems += [f"unexpected {name} {found[name]}" for name in found.keys() - wanted.keys()]
-    problems += [
-        f"{name} has shape {found[name]}, the configuration wants {wanted[name]}"
-        for name in wanted.keys() & found.keys()
-        if wanted[name] != found[name]
-    ]
-    if problems:
-        raise ValueError(f"{folder}: weights do not fit config.json: " + "; ".join(sorted(problems)))
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)

@@ -67,6 +67,7 @@ class NetworkConfig:
     num_dense_layers: int = 0
     routed_scaling_factor: float = 1.0
     mask_token_id: int | None = None
+    bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
 
@@ -111,7 +112,7 @@ class NetworkConfig:
             raise ValueError(
                 f"network.embedding_size {self.embedding_size} must be at least network.vocabulary_size {self.vocabulary_size}"
             )
-        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+        for name in ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.embedding_rows:
                 raise ValueError(f"network.{name} {token} is not among the {self.embedding_rows} rows of the embedding")

@@ -133,7 +133,11 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon, config.norm)
         self.rotary = Rotary(config.rotary_width, config.rotary_base, config.maximum_positions, config.rotary_scaling)
         self.unembedding = nn.Linear(config.hidden_size, config.embedding_rows, bias=False)
-        if config.tie_embeddings:
+        self.tie()
+
+    def tie(self) -> None:
+        """Makes the head the embedding where the configuration says so; needed again after tensors were replaced."""
+        if self.config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
 
     def forward(
