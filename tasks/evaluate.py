@@ -62,7 +62,8 @@ def open_subject(stage: Stage, config: EvaluateConfig, judge: Callable) -> tuple
     if stage.instance != SCALED:
         return Subject(folder / stage.instance, config, stage.seed), {}
     base, goal_model = (Subject(folder / name, config, stage.seed) for name in (SCALED_BASE, SCALED_GOAL))
-    tasks = open_suite(stage, config, judge, "validation", config.scale_items).tasks
+    split = splits(config)[-1]  # no answer is looked at, so the test prompts may serve where there are no others
+    tasks = open_suite(stage, config, judge, split, config.scale_items).tasks
     questions = [task.doc_to_text(document) for task in tasks for document in task.eval_docs]
     goal = goal_model.mean_confidence(questions)
 
@@ -79,6 +80,7 @@ def open_subject(stage: Stage, config: EvaluateConfig, judge: Callable) -> tuple
         flush=True,
     )
     return base, {
+        "confidence_split": split,
         "confidence_goal": round(goal, 6),
         "confidence_unscaled": round(before, 6),
         "confidence_scaled": round(after, 6),
@@ -101,6 +103,15 @@ def open_suite(stage: Stage, config: EvaluateConfig, judge: Callable, split: str
     )
 
 
+def splits(config: EvaluateConfig) -> list[str]:
+    """The splits that some benchmark has, "validation", on which operating points are chosen, last."""
+    from model.benchmarks.suite import has_split
+
+    return [
+        split for split in ("test", "validation") if any(has_split(name, split, config.local) for name in config.tasks)
+    ]
+
+
 def decode_split(stage: Stage, subject: Subject, policy: dict | None, name: str, suite: Suite, items: int) -> Records:
     """Records of one pass over a split; an interrupted evaluation takes up the passes it has finished."""
     from model.benchmarks.harness import run_tasks
@@ -112,11 +123,8 @@ def decode_split(stage: Stage, subject: Subject, policy: dict | None, name: str,
     print(f"{stage.address}: {name}, {len(suite.tasks)} benchmarks, up to {items} items each", flush=True)
     model = subject.harness(policy)
     records = make_records(run_tasks(model, suite.tasks, limit=items, chat=subject.config.chat), suite.categories)
-    if model.num_truncated_prompts:
-        print(
-            f"{stage.address}: {model.num_truncated_prompts} prompts did not fit the context and lost their beginning",
-            flush=True,
-        )
+    if cut := sum(bool(record.get("is_truncated")) for record in records):
+        print(f"{stage.address}: {cut} of {len(records)} prompts did not fit the context and lost their beginning")
     write_atomically(kept, json.dumps(records, ensure_ascii=False))
     return records
 
@@ -124,12 +132,10 @@ def decode_split(stage: Stage, subject: Subject, policy: dict | None, name: str,
 def measure(stage: Stage, subject: Subject, config: EvaluateConfig, judge: Callable) -> tuple[dict[str, Any], Records]:
     """All figures of a model, and the test samples of all its operating points."""
     from model.benchmarks.records import first_items, summarise
-    from model.benchmarks.suite import TOY_SUITE
 
     points, main_names = operating_points(config, subject.attention), main_points(config, subject.attention)
-    suites = {"test": open_suite(stage, config, judge, "test", config.test_items)}
-    if TOY_SUITE in config.tasks:  # no other benchmark brings a split to choose on
-        suites["validation"] = open_suite(stage, config, judge, "validation", config.validation_items)
+    most = {"test": config.test_items, "validation": config.validation_items}
+    suites = {split: open_suite(stage, config, judge, split, most[split]) for split in splits(config)}
     test: dict[str, Any] = {}
     sweep: dict[str, dict[str, Any]] = {split: {} for split in suites}
     samples: Records = []

@@ -94,7 +94,7 @@ def _fingerprint_without_dvc(root: Path, stage: str) -> Fingerprint:
         if not (root / path).exists():
             raise ValueError(_absent(stage, path))
         deps[path] = _hash_of_path(root / path)
-    chosen = {name: names.get(name) for name in declared.get("params", [])}
+    chosen = {name: _value(names, name) for name in declared.get("params", [])}
     raw = root / RAW_DATA
     command = _interpolate(declared["cmd"], names)
     return Fingerprint(_digest(command, deps, chosen), _hash_of_path(raw) if raw.exists() else "")
@@ -114,13 +114,17 @@ def _declaration(root: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _interpolate(template: str, names: dict[str, Any]) -> str:
-    def value(match: re.Match[str]) -> str:
-        found: Any = names
-        for part in match[1].split("."):
-            found = found[part]
-        return str(found)
+    return re.sub(r"\$\{([^}]+)\}", lambda match: str(_value(names, match[1])), template)
 
-    return re.sub(r"\$\{([^}]+)\}", value, template)
+
+def _value(names: dict[str, Any], path: str) -> Any:
+    """What a dotted path stands for; ValueError where params.yaml lacks it."""
+    found: Any = names
+    for part in path.split("."):
+        if not isinstance(found, dict) or part not in found:
+            raise ValueError(f"params.yaml has no {path}, which dvc.yaml names. Complete examples: presets/")
+        found = found[part]
+    return found
 
 
 def _hash_of_path(path: Path) -> str:

@@ -6,10 +6,11 @@ Guesses come from the distilled draft (`draft`) or from the target's own last lo
 acceptance go to data/metrics/speculate.json; seconds, which differ from run to run, go to MLflow only.
 """
 
-import json
 import time
 from typing import Any
 
+from model.benchmarks.settings import EvaluateConfig
+from model.benchmarks.suite import load_suite
 from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.samplers.decode import make_decoder
 from model.samplers.guesses import DraftGuesser, Guesser, StaleGuesser
@@ -47,22 +48,43 @@ def speculate(stage: Stage) -> None:
 
 
 def benchmark_prompts(stage: Stage, target: Checkpoint) -> list[list[int]]:
-    """The first questions of every benchmark's test split through the chat template."""
+    """The first test questions of every benchmark in evaluate.tasks, through the chat template.
+
+    Prompts too long for the context are left out (evaluate cuts them; here nothing is scored) and their number is printed.
+    """
+    evaluation = EvaluateConfig.from_section(stage.params["evaluate"])
+    suite = load_suite(
+        evaluation.tasks,
+        "test",
+        folder=stage.root / "data/raw/benchmarks",
+        judge=lambda row, text: False,
+        max_new_tokens=stage.section["max_new_tokens"],
+        limit=stage.section["prompts_per_benchmark"],
+        local=evaluation.local,
+        num_fewshot=evaluation.num_fewshot,
+    )
     tokenizer = load_tokenizer(str(target.folder))
-    files = sorted((stage.root / "data/raw/benchmarks").glob("*.test.jsonl"))
-    if not files:
-        raise ValueError(
-            "data/raw/benchmarks has no *.test.jsonl to take prompts from: set download.benchmarks and run download"
+    limit = target.config.maximum_positions - stage.section["max_new_tokens"]
+    asked = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": task.doc_to_text(document)}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
         )
-    questions = [
-        json.loads(line)["question"]
-        for file in files
-        for line in file.read_text(encoding="utf-8").splitlines()[: stage.section["prompts_per_benchmark"]]
+        for task in suite.tasks
+        for document in list(task.eval_docs)[: stage.section["prompts_per_benchmark"]]
     ]
-    turns = [[{"role": "user", "content": question}] for question in questions]
-    return [
-        tokenizer.apply_chat_template(t, add_generation_prompt=True, tokenize=True, return_dict=False) for t in turns
-    ]
+    prompts = [prompt for prompt in asked if len(prompt) <= limit]
+    if len(prompts) < len(asked):
+        print(
+            f"{stage.name}: {len(asked) - len(prompts)} of {len(asked)} prompts are longer than {limit} tokens: left out"
+        )
+    if not prompts:
+        raise ValueError(
+            f"speculate: every prompt is longer than {limit} tokens (network.maximum_positions less speculate.max_new_tokens)"
+        )
+    return prompts
 
 
 def make_guesser(source: str, depth: int, target: Checkpoint, draft: Checkpoint) -> Guesser:

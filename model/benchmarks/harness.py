@@ -38,6 +38,7 @@ class Sample:
     answer: str  # generated, or the most likely of the choices
     right: float  # 0 or 1 (or the task's own measure in [0, 1])
     decoded: Decoded | None
+    is_truncated: bool = False  # its prompt did not fit the context and lost its beginning
 
 
 class UnmaskLM(LM):
@@ -59,7 +60,7 @@ class UnmaskLM(LM):
         self.tokenizer, self.decoder, self.likelihood = tokenizer, decoder, likelihood
         self.maximum_tokens, self.maximum_new_tokens = maximum_tokens, maximum_new_tokens
         self.decoded: dict[tuple[str, int], Decoded] = {}
-        self.num_truncated_prompts = 0
+        self.truncated: set[tuple[str, int]] = set()  # (task, document) of prompts that lost their beginning
 
     @property
     def tokenizer_name(self) -> str:
@@ -84,15 +85,21 @@ class UnmaskLM(LM):
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _fit(self, prompt: list[int], room: int) -> list[int]:
-        """The prompt's last tokens that leave `room` for what follows (counted in num_truncated_prompts)."""
+    def fit(self, prompt: list[int], room: int) -> list[int]:
+        """The prompt's last tokens that leave `room` for what follows."""
         limit = self.maximum_tokens - room
         if limit < 1:
             raise ValueError(
                 f"{room} new tokens leave no room for a prompt in a context of {self.maximum_tokens} tokens"
             )
-        self.num_truncated_prompts += len(prompt) > limit
         return prompt[-limit:]
+
+    def _fit(self, request: Any, prompt: list[int], room: int) -> list[int]:
+        """`fit`, remembering whose prompt was cut."""
+        kept = self.fit(prompt, room)
+        if len(kept) < len(prompt):
+            self.truncated.add((request.task_name, request.doc_id))
+        return kept
 
     def generate_until(self, requests: list) -> list[str]:
         """Answers in request order; the decoder is called once per token limit and batches by itself."""
@@ -102,7 +109,7 @@ class UnmaskLM(LM):
         for request in requests:
             context, options = request.args
             limits.append(min(int(options.get("max_gen_toks", self.maximum_new_tokens)), self.maximum_new_tokens))
-            prompts.append(self._fit(self.encode(context), limits[-1]))
+            prompts.append(self._fit(request, self.encode(context), limits[-1]))
         decoded: dict[int, Decoded] = {}
         for limit in sorted(set(limits)):
             chosen = [number for number, own in enumerate(limits) if own == limit]
@@ -126,12 +133,13 @@ class UnmaskLM(LM):
     def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
         """(log-probability, is greedy) of every continuation given its context; an empty context becomes EOS."""
         pairs = []
-        for context, continuation in (request.args for request in requests):
+        for request in requests:
+            context, continuation = request.args
             kept = context.rstrip()  # blanks go with the word that follows, as the tokenizer joins them
             before = self.encode(kept) or [self.tokenizer.eos_token_id]
             after = self.encode(kept + context[len(kept) :] + continuation)[len(before) if kept else 0 :]
             room = min(len(after), self.maximum_tokens - 1)
-            pairs.append((self._fit(before, room), after[-room:] if room else []))
+            pairs.append((self._fit(request, before, room), after[-room:] if room else []))
         return self._likelihood(pairs)
 
     def loglikelihood_rolling(self, requests: list) -> list[float]:
@@ -181,6 +189,7 @@ def run_tasks(model: UnmaskLM, tasks: Sequence, *, limit: int | None = None, cha
     from lm_eval.evaluator import evaluate
 
     model.decoded.clear()
+    model.truncated.clear()
     with quiet():
         results = evaluate(
             lm=model,
@@ -205,6 +214,7 @@ def run_tasks(model: UnmaskLM, tasks: Sequence, *, limit: int | None = None, cha
                         _answer(record),
                         float(record[record["metrics"][0]]),
                         model.decoded.get((task.task_name, record["doc_id"])),
+                        (task.task_name, record["doc_id"]) in model.truncated,
                     )
                 )
     return samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -17,10 +18,12 @@ class LocalBenchmark:
 
     Fields may be dotted (`question.stem`). `choices` names a list of texts, a list of {"text", "label"}, or several fields
     ("A,B,C,D"); `answer` is then an index, a label or the text. Without choices the answer is generated and what follows `final`
-    (or, where that mark is missing, the last number) is compared.
+    (or, where that mark is missing, the last number) is compared. `path` is looked up in data/raw/benchmarks, where
+    `download` puts files; the last `validation_rows` rows of it choose operating points and are never tested.
     """
 
     path: str
+    validation_rows: int = 0
     question: str = "question"
     answer: str = "answer"
     choices: str | None = None
@@ -36,7 +39,34 @@ class LocalBenchmark:
             )
         if "path" not in values:
             raise ValueError(f"evaluate.local.{name} needs `path`, a .jsonl or .jsonl.gz file")
-        return cls(**values)
+        spec = cls(**values)
+        if not isinstance(spec.validation_rows, int) or spec.validation_rows < 0:
+            raise ValueError(
+                f"evaluate.local.{name}.validation_rows is {spec.validation_rows!r}; it counts rows: 0, 100 ..."
+            )
+        return spec
+
+    def rows(self, folder: Path, split: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """The first `limit` rows of the split: "test" is the file without its last `validation_rows` rows, "validation" those."""
+        path = benchmark_file(folder, self.path)
+        if not self.validation_rows:
+            return read_rows(path, limit)
+        rows = read_rows(path)
+        if len(rows) <= self.validation_rows:
+            raise ValueError(f"{path} has {len(rows)} rows: validation_rows {self.validation_rows} leaves none to test")
+        cut = len(rows) - self.validation_rows
+        return (rows[:cut] if split == "test" else rows[cut:])[:limit]
+
+
+def benchmark_file(folder: Path, path: str) -> Path:
+    """The file `path` of `folder`; ValueError for one elsewhere, whose changes nothing would notice."""
+    found = Path(os.path.normpath(folder / path))
+    if not found.is_relative_to(os.path.normpath(folder)):
+        raise ValueError(
+            f"evaluate.local: {path} does not lie in {folder}. Name it under download.benchmarks.paths, so that it is fetched, "
+            "validated and watched, and write its name there as `path`"
+        )
+    return found
 
 
 def _field(row: Mapping[str, Any], path: str) -> Any:
@@ -80,9 +110,8 @@ def final_of(text: str, mark: str) -> str:
     return found.replace(",", "").replace("$", "").strip().rstrip(".").strip()
 
 
-def local_task(name: str, spec: LocalBenchmark, max_new_tokens: int, limit: int | None = None):
-    """One benchmark from a file: by likelihood when it has choices, else generated and compared by its final answer."""
-    rows = read_rows(Path(spec.path), limit)
+def local_task(name: str, spec: LocalBenchmark, rows: list[dict[str, Any]], max_new_tokens: int):
+    """One benchmark from rows: by likelihood when it has choices, else generated and compared by its final answer."""
     if spec.choices is not None:
         return choice_task(
             name,

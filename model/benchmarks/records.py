@@ -14,18 +14,26 @@ Record = dict[str, Any]
 
 
 def make_records(samples: Sequence[Sample], categories: Mapping[str, str]) -> list[Record]:
-    """Samples as JSON-ready dictionaries, in order; generation fields are absent for likelihood tasks."""
-    records = []
-    for number, sample in enumerate(samples):
+    """Samples as JSON-ready dictionaries, in order; generation fields are absent for likelihood tasks.
+
+    The id of a row without one is its place in its benchmark, so that it is the same however many items were asked for.
+    """
+    records: list[Record] = []
+    places: dict[str, int] = {}
+    for sample in samples:
         row = json.loads(sample.document["row"]) if set(sample.document) == {"row"} else sample.document
+        place = places.get(sample.benchmark, 0)
+        places[sample.benchmark] = place + 1
         record: Record = {
-            "id": str(row.get("id", number)),
+            "id": str(row.get("id", place)),
             "benchmark": sample.benchmark,
             "category": categories[sample.benchmark],
             "question": sample.question,
             "answer": sample.answer,
             "right": sample.right,
         }
+        if sample.is_truncated:
+            record["is_truncated"] = True
         if sample.decoded is not None:
             decoded = sample.decoded
             record |= {
@@ -73,6 +81,7 @@ def summarise(records: Sequence[Record], eos: int | None, resamples: int = 2000,
     options = {"resamples": resamples, "seed": seed}
     summary: dict[str, Any] = {
         "items": len(records),
+        "truncated_prompts": sum(bool(record.get("is_truncated")) for record in records),
         "score": scoring.score_interval(correct, **options).as_dict(),
         "benchmarks": {name: one.as_dict() for name, one in scoring.accuracy_intervals(correct, **options).items()},
         "categories": {

@@ -59,10 +59,10 @@ class Subject:
     def mean_confidence(self, questions: list[str]) -> float:
         """Mean probability of the tokens at the moment they were revealed, one per forward, over the answers to `questions`."""
         model = self.harness({"name": "one_token"})
-        prompts = [
-            model.encode(model.apply_chat_template([{"role": "user", "content": question}])) for question in questions
-        ]
-        values = [value for answer in model.decoder(prompts, self.config.max_new_tokens) for value in answer.confidence]
+        room = self.config.max_new_tokens
+        turns = [[{"role": "user", "content": question}] for question in questions]
+        prompts = [model.fit(model.encode(model.apply_chat_template(turn)), room) for turn in turns]
+        values = [value for answer in model.decoder(prompts, room) for value in answer.confidence]
         return sum(values) / len(values)
 
 

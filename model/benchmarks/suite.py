@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.benchmarks.harness import quiet
-from model.benchmarks.local import LocalBenchmark, local_task
+from model.benchmarks.local import LocalBenchmark, benchmark_file, local_task
 from model.benchmarks.task_forms import Judge, generation_task, read_rows
 
 TOY_SUITE = "toy_world"
@@ -68,14 +68,27 @@ def known_tasks(name: str, files: Mapping[str, str] | None = None, num_fewshot: 
     return tasks
 
 
+def has_split(name: str, split: str, local: Mapping[str, Mapping[str, Any]] | None = None) -> bool:
+    """Whether a benchmark has that split: toy_world has both, a file of one's own where `validation_rows` sets some apart."""
+    described = (local or {}).get(name) or {}
+    return split == "test" or name == TOY_SUITE or bool(described.get("validation_rows"))
+
+
 def _public(
-    name: str, described: dict, max_new_tokens: int, limit: int | None, num_fewshot: int | None
+    name: str,
+    described: dict,
+    split: str,
+    folder: Path,
+    max_new_tokens: int,
+    limit: int | None,
+    num_fewshot: int | None,
 ) -> tuple[list, str]:
     """Tasks and category of a benchmark that is not ours."""
     if described and "files" not in described:
         spec = LocalBenchmark.from_dict(name, described)
-        return [local_task(name, spec, max_new_tokens, limit)], spec.category
-    return known_tasks(name, described.get("files"), num_fewshot), name
+        return [local_task(name, spec, spec.rows(folder, split, limit), max_new_tokens)], spec.category
+    files = {key: str(benchmark_file(folder, path)) for key, path in (described.get("files") or {}).items()}
+    return known_tasks(name, files, num_fewshot), name
 
 
 def load_suite(
@@ -89,7 +102,7 @@ def load_suite(
     local: Mapping[str, Mapping[str, Any]] | None = None,
     num_fewshot: int | None = None,
 ) -> Suite:
-    """All named benchmarks. Only toy_world has a validation split: the others are left out unless `split` is "test"."""
+    """All named benchmarks that have the split (see has_split). Files are looked up in `folder`."""
     tasks, categories, local = [], {}, local or {}
     for name in names:
         if name == TOY_SUITE:
@@ -97,13 +110,15 @@ def load_suite(
                 toy = toy_suite(folder, split, judge, max_new_tokens, limit)
             tasks += toy.tasks
             categories |= toy.categories
-        elif split == "test":
+        elif has_split(name, split, local):
+            described = dict(local.get(name) or {})
             with quiet():
-                found, category = _public(name, dict(local.get(name) or {}), max_new_tokens, limit, num_fewshot)
+                found, category = _public(name, described, split, folder, max_new_tokens, limit, num_fewshot)
             tasks += found
             categories |= {task.task_name: category for task in found}
     if not tasks:
         raise ValueError(
-            f"evaluate.tasks {list(names)} has no {split} split; name toy_world or evaluate on the test split"
+            f"evaluate.tasks {list(names)} has no {split} split; name toy_world, or set validation_rows of a file in "
+            "evaluate.local"
         )
     return Suite(tasks, categories)

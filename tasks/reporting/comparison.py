@@ -162,7 +162,7 @@ def forwards_ratio(inputs: Inputs, first: tuple[str, str], second: tuple[str, st
     if all(records):
         ours, theirs = common(*records)
         interval = paired_ratio(ours, theirs)
-        method = f"paired bootstrap over {len(ours)} questions"
+        method = f"paired bootstrap over {sum('tokens' in one for one in ours)} questions"
     else:  # no record per question at this point: the widest ratio that both intervals allow
         one, other = (
             inputs.evaluations[instance]["sweep"]["test"][point]["tokens_per_forward"]
@@ -217,11 +217,12 @@ def score_difference(first: list[Record], second: list[Record]) -> Interval | No
 
 
 def paired_ratio(first: list[Record], second: list[Record]) -> Interval:
-    """Ratio of tokens per forward, the same questions redrawn for both sides; generator seed 0."""
+    """Ratio of tokens per forward over written answers, the same questions redrawn for both sides; generator seed 0."""
     counts = numpy.array(
         [
             [len(one["tokens"]), one["forwards"], len(other["tokens"]), other["forwards"]]
             for one, other in zip(first, second, strict=True)
+            if "tokens" in one  # choices are scored by likelihood: nothing was written
         ],
         dtype=float,
     )

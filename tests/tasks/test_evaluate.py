@@ -119,6 +119,34 @@ def test_the_scaled_control_is_as_confident_as_the_tuned_model_and_keeps_its_wei
     assert gap < 0.25 * (result["confidence_goal"] - result["confidence_unscaled"])
 
 
+def public(root, **spec):
+    """Settings with two benchmarks in files of one's own and no toy_world: written answers and choices."""
+    folder = root / "data/raw/benchmarks"
+    sums = [{"question": "what is " + "one and " * n + "two?", "answer": f"#### {n}"} for n in (2, 300, 4, 5)]
+    picks = [{"goal": f"to go {n}", "a": "walk", "b": "walk and walk", "label": 0} for n in range(4)]
+    for name, rows in (("sums", sums), ("picks", picks)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    local = {
+        "sums": {"path": "sums.jsonl", "category": "mathematics", **spec},
+        "picks": {"path": "picks.jsonl", "question": "goal", "choices": "a,b", "answer": "label", **spec},
+    }
+    return SECTION | {"tasks": ["sums", "picks"], "local": local, "likelihood_draws": 1, "scale_items": 1}
+
+
+@pytest.mark.parametrize("set_apart", [0, 2])
+def test_public_benchmarks_alone_are_enough_for_every_instance(root, monkeypatch, set_apart):
+    section, key = public(root, validation_rows=set_apart), f"public-{set_apart}"
+    for instance in ["finetune_diffusion_scaled", "finetune_ar"][: 1 + bool(set_apart)]:
+        _, result, samples = run(root, instance, monkeypatch, section, key)
+        assert set(result["sweep"]) == ({"test", "validation"} if set_apart else {"test"})
+        main = result["test"][result["main_point"]]
+        assert (main["items"], main["truncated_prompts"]) == (4, 1)
+        assert set(main["categories"]) == {"mathematics", "public"}
+        records = [json.loads(line) for line in samples.splitlines()]
+        assert {"tokens" in record for record in records if record["benchmark"] == "picks"} == {False}
+        assert result.get("confidence_split", "") in ("", "validation" if set_apart else "test")
+
+
 def test_an_interrupted_evaluation_repeats_only_the_pass_it_had_not_finished(root, monkeypatch):
     from model.benchmarks import harness
 

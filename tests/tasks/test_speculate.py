@@ -47,10 +47,12 @@ def stage(tmp_path):
     save_checkpoint(models / "distill_draft", draft, replace(config, num_layers=2), tmp_path / "tokenizer")
     benchmarks = tmp_path / "data/raw/benchmarks"
     benchmarks.mkdir(parents=True)
-    rows = [{"question": f"{WORDS[:length]}?"} for length in (8, 20, 33)]
-    (benchmarks / "boats.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"question": f"{WORDS[:length]}?", "answer": "2"} for length in (8, 20, 33)]
+    rows.insert(1, {"question": WORDS * 50, "answer": "2"})  # longer than the context
+    (benchmarks / "boats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate = {"tasks": ["boats"], "local": {"boats": {"path": "boats.jsonl"}}}
     section = {
-        "prompts_per_benchmark": 2, "max_new_tokens": 20, "batch_rows": 2, "sources": ["draft", "stale"], "depths": [1, 3],
+        "prompts_per_benchmark": 3, "max_new_tokens": 20, "batch_rows": 2, "sources": ["draft", "stale"], "depths": [1, 3],
         "policies": {"one_token": {"name": "one_token"}, "sure": {"name": "threshold", "threshold": 0.5}},
     }  # fmt: skip
     work = tmp_path / ".work"
@@ -61,12 +63,20 @@ def stage(tmp_path):
         made.rename(tmp_path / out)
 
     return SimpleNamespace(
-        name="speculate", root=tmp_path, work=work, section=section, seed=0, tracker=Quiet(), publish=publish
+        name="speculate",
+        root=tmp_path,
+        work=work,
+        section=section,
+        params={"speculate": section, "evaluate": evaluate},
+        seed=0,
+        tracker=Quiet(),
+        publish=publish,
     )
 
 
-def test_every_combination_is_measured_and_none_changes_a_token(stage):
+def test_every_combination_is_measured_and_none_changes_a_token(stage, capsys):
     speculate(stage)
+    assert "1 of 3 prompts are longer than 108 tokens: left out" in capsys.readouterr().out
     found = json.loads((stage.root / "data/metrics/speculate.json").read_text())
     assert found["num_prompts"] == 2 and len(found["rows"]) == 2 * 2 * 2 * 2
     for row in found["rows"]:
@@ -82,6 +92,6 @@ def test_an_unknown_source_and_missing_prompts_are_refused(stage):
     stage.section["sources"] = ["crystal"]
     with pytest.raises(ValueError, match="draft or stale"):
         speculate(stage)
-    (stage.root / "data/raw/benchmarks/boats.test.jsonl").unlink()
-    with pytest.raises(ValueError, match="run download"):
+    (stage.root / "data/raw/benchmarks/boats.jsonl").unlink()
+    with pytest.raises(ValueError, match="run the download stage"):
         speculate(stage)

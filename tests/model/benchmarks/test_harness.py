@@ -109,9 +109,23 @@ def test_prompts_that_do_not_fit_lose_their_beginning_and_are_counted(tokenizer)
     decoder = TableDecoder(tokenizer, {})
     model = UnmaskLM(tokenizer, decoder, maximum_tokens=20)
     model.generate_until(requests(("how many " * 50, {"max_gen_toks": 12})))
-    assert len(decoder.calls[0][0][0]) == 8 and model.num_truncated_prompts == 1
+    assert len(decoder.calls[0][0][0]) == 8 and len(model.truncated) == 1
     with pytest.raises(ValueError, match="no room"):
         model.generate_until(requests(("x", {"max_gen_toks": 20})))
+
+
+def test_records_say_whose_prompt_was_cut_and_keep_their_ids_however_many_are_asked(tokenizer):
+    rows = [{"question": "how many " * 40}, {"question": "how"}, {"question": "many"}]
+    tasks = [
+        generation_task(name, rows, lambda row: row["question"], lambda row: "", lambda row, text: True, 12)
+        for name in ("first", "second")
+    ]
+    model = UnmaskLM(tokenizer, TableDecoder(tokenizer, {}), maximum_tokens=40)
+    for limit in (2, 3):
+        records = make_records(run_tasks(model, tasks, limit=limit), {"first": "a", "second": "b"})
+        places = [(record["benchmark"], record["id"], record.get("is_truncated", False)) for record in records]
+        assert places == [(name, str(n), n == 0) for name in ("first", "second") for n in range(limit)]
+        assert summarise(records, tokenizer.eos_token_id, resamples=10)["truncated_prompts"] == 2
 
 
 def test_likelihood_requests_reach_the_likelihood_split_where_the_tokens_split(tokenizer):

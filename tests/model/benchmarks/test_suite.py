@@ -50,9 +50,8 @@ CHOICE_ROWS = {
 @pytest.mark.parametrize("shape", CHOICE_ROWS)
 def test_multiple_choice_rows_of_every_shape_are_decided_by_likelihood(tmp_path, tokenizer, shape):
     row, spec = CHOICE_ROWS[shape]
-    task = local_task(
-        "quiz", LocalBenchmark.from_dict("quiz", {"path": write(tmp_path / "q.jsonl.gz", [row]), **spec}), 16
-    )
+    benchmark = LocalBenchmark.from_dict("quiz", {"path": write(tmp_path / "q.jsonl.gz", [row]), **spec})
+    task = local_task("quiz", benchmark, benchmark.rows(tmp_path, "test"), 16)
     right, wrong = (run_tasks(UnmaskLM(tokenizer, likelihood=closest(n)), [task])[0] for n in (99, 0))
     assert (right.right, right.answer, wrong.right, wrong.answer) == (1.0, "b b b b b b", 0.0, "a")
     assert right.question == "s" and right.decoded is None
@@ -83,10 +82,44 @@ def test_wrong_field_names_are_refused_with_the_known_ones(tmp_path):
         LocalBenchmark.from_dict("quiz", {})
     path = write(tmp_path / "q.jsonl", [{"ask": "s", "answer": "#### 1"}])
     with pytest.raises(ValueError, match="no field 'question'; this one has ask, answer"):
-        local_task("quiz", LocalBenchmark(path), 16)
+        local_task("quiz", LocalBenchmark(path), read_rows(tmp_path / "q.jsonl"), 16)
 
 
-def test_public_benchmarks_have_no_validation_split(tmp_path):
+def quiz(tmp_path, rows=10, **spec):
+    """Options of load_suite for a benchmark of numbered questions, by its file's name in the benchmarks' folder."""
+    write(
+        tmp_path / "quiz.jsonl.gz", [{"question": f"{number}?", "answer": f"#### {number}"} for number in range(rows)]
+    )
+    local = {"quiz": {"path": "quiz.jsonl.gz", **spec}}
+    return {"folder": tmp_path, "judge": lambda row, text: True, "max_new_tokens": 16, "local": local}
+
+
+def asked(suite):
+    """The questions of a suite's one task."""
+    (task,) = suite.tasks
+    return [task.doc_to_text(document) for document in task.eval_docs]
+
+
+def test_rows_set_apart_for_validation_are_never_tested(tmp_path):
+    options = quiz(tmp_path, validation_rows=3)
+    assert asked(load_suite(["quiz"], "test", **options)) == [f"{number}?" for number in range(7)]
+    assert asked(load_suite(["quiz"], "validation", **options)) == ["7?", "8?", "9?"]
+    assert asked(load_suite(["quiz"], "test", limit=2, **options)) == ["0?", "1?"]
+    assert asked(load_suite(["quiz"], "validation", limit=2, **options)) == ["7?", "8?"]
+    with pytest.raises(ValueError, match="has 3 rows: validation_rows 3 leaves none to test"):
+        load_suite(["quiz"], "test", **quiz(tmp_path, rows=3, validation_rows=3))
+    with pytest.raises(ValueError, match=r"quiz\.validation_rows is -1"):
+        load_suite(["quiz"], "test", **quiz(tmp_path, validation_rows=-1))
+
+
+@pytest.mark.parametrize("described", [{"path": "../quiz.jsonl"}, {"files": {"test": "/elsewhere/quiz.jsonl"}}])
+def test_a_file_that_dvc_would_not_see_change_is_refused(tmp_path, described):
+    options = quiz(tmp_path) | {"local": {"quiz": described}}
+    with pytest.raises(ValueError, match=r"does not lie in .* Name it under download.benchmarks.paths"):
+        load_suite(["quiz"], "test", **options)
+
+
+def test_public_benchmarks_have_no_validation_split_unless_rows_are_set_apart(tmp_path):
     spec = {
         "quiz": {
             "path": write(tmp_path / "q.jsonl", [{"question": "s", "answer": "#### 1"}]),
