@@ -7,12 +7,14 @@ from model.checkpoints.derive import to_diffusion
 from model.checkpoints.store import save_checkpoint
 from model.network.transformer import num_parameters
 from model.text.tokenizer import add_mask_token, load_tokenizer
+from tasks.parameters import check_keys
 from tasks.stage import Stage, run_stage
 from tasks.training import parent_checkpoint, publish_metrics
 
 
 def convert_to_diffusion(stage: Stage) -> None:
     """data/models/pretrain_ar -> data/models/convert_to_diffusion. No training happens here."""
+    check_keys(stage.name, stage.section, ("block_tokens",), ("start_from",))
     parent = parent_checkpoint(stage, "pretrain_ar")
     tokenizer_folder = stage.work / "tokenizer"
     mask = add_mask_token(load_tokenizer(str(parent.folder)), tokenizer_folder)

@@ -1,6 +1,8 @@
 """Reading params.yaml the way DVC reads it, and explaining one of its sections."""
 
+import difflib
 import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,32 @@ def load_params(path: Path) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise ValueError(f"{path} must hold named sections (`seed: 0`, `download: …`), found {type(params).__name__}")
     return params
+
+
+def check_sections(params: Mapping[str, Any], pipeline: Path) -> None:
+    """ValueError for a section that no stage of `pipeline` (dvc.yaml) reads: a misspelt one would go unnoticed."""
+    stages = (
+        (yaml.safe_load(pipeline.read_text(encoding="utf-8")) or {}).get("stages", {}) if pipeline.is_file() else {}
+    )
+    read = (name for stage in stages.values() for name in stage.get("do", stage).get("params", []))
+    if stages:
+        known = {"preset", "seed", "threads", *stages, *(name.partition(".")[0] for name in read)}
+        _refuse_unknown("params.yaml", "section", params, known)
+
+
+def check_keys(where: str, section: Mapping[str, Any], needed: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """ValueError for a key of a section that its stage does not know, or one that it needs and does not find."""
+    needed = set(needed)
+    _refuse_unknown(where, "key", section, needed | set(optional) | {"threads"})
+    if missing := sorted(needed - set(section)):
+        raise ValueError(f"{where}.{missing[0]} is missing. Complete examples: presets/")
+
+
+def _refuse_unknown(where: str, what: str, written: Iterable[str], known: Collection[str]) -> None:
+    for name in sorted(set(map(str, written)) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{where}: unknown {what} '{name}'. It may hold {', '.join(sorted(known))}.{hint}")
 
 
 def explain_section(path: Path, name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from model.training.pipeline_run import close_pipeline_run, current_pipeline_run
 from model.training.tracking import EXPERIMENT, open_store, tracking_uri
 from tasks.fingerprint import fingerprints
+from tasks.parameters import check_keys
 from tasks.stage import Stage, run_stage
 
 MODELS = {  # registered name -> the stage whose checkpoint it is
@@ -39,6 +40,7 @@ class Candidate:
 
 def register(stage: Stage) -> None:
     """Brings the registry up to date with data/models, then links and closes the pipeline's run."""
+    check_keys(stage.name, stage.section, ())
     client, _ = open_store(stage.root)
     keys = fingerprints(stage.root)
     draft_version = ""

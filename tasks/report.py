@@ -8,6 +8,7 @@ Reads data/metrics, data/curves and data/samples. The same inputs give the same 
 import json
 from pathlib import Path
 
+from tasks.parameters import check_keys
 from tasks.reporting.figures import gather
 from tasks.reporting.inputs import read_inputs
 from tasks.reporting.page import render
@@ -17,8 +18,7 @@ from tasks.stage import Stage, run_stage
 
 def report(stage: Stage) -> None:
     """Publishes the three files and prints the table; ValueError that names every stage that has yet to run."""
-    if unknown := sorted(set(stage.section) - {"threads"}):
-        raise ValueError(f"report.{unknown[0]} is unknown; the section holds nothing but, if need be, threads")
+    check_keys("report", stage.section, ())
     inputs = read_inputs(stage.root)
     figures = gather(inputs, str(stage.params.get("preset", "")))
     table = as_text(figures)

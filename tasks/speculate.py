@@ -16,16 +16,19 @@ from model.samplers.decode import make_decoder
 from model.samplers.guesses import DraftGuesser, Guesser, StaleGuesser
 from model.samplers.results import Decoded
 from model.text.tokenizer import load_tokenizer
+from tasks.parameters import check_keys
 from tasks.stage import Stage, run_stage
 from tasks.training import publish_metrics
 
 TARGETS = ("finetune_diffusion", "tune_cap")
 DRAFT = "distill_draft"
+KEYS = ("prompts_per_benchmark", "max_new_tokens", "batch_rows", "policies", "sources", "depths")
 
 
 def speculate(stage: Stage) -> None:
     """Every target x policy x guess source x depth, against plain decoding of the same target in the same run."""
     section = stage.section
+    check_keys("speculate", section, KEYS)
     models = {name: load_checkpoint(stage.root / "data/models" / name) for name in (*TARGETS, DRAFT)}
     prompts = benchmark_prompts(stage, models[TARGETS[0]])
     rows: list[dict[str, Any]] = []

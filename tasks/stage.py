@@ -24,7 +24,7 @@ from model.training.pipeline_run import announce_pipeline_run, current_pipeline_
 from model.training.tracking import DeferredTracker, Tracker, open_tracker
 from tasks.environment import quiet, use_threads
 from tasks.fingerprint import fingerprint
-from tasks.parameters import explain_section, load_params
+from tasks.parameters import check_sections, explain_section, load_params
 
 FIRST_STAGE = "download"
 LEFTOVERS = (
@@ -99,6 +99,7 @@ def run_stage(main: Callable[[Stage], None], name: str) -> None:
 def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[Stage]:
     """A stage ready to work, its run closed and its work in progress removed or kept as the body ends."""
     params = load_params(root / "params.yaml")
+    check_sections(params, root / "dvc.yaml")
     if name not in params or not isinstance(params[name], dict | None):
         raise ValueError(
             f"params.yaml has no section {name!r}, so stage {name} has no settings. Complete examples: presets/"

@@ -144,7 +144,7 @@ def test_a_broken_file_says_which_stage_makes_it_anew(root: Path) -> None:
 
 
 def test_an_unknown_setting_is_refused(finished: Path) -> None:
-    with pytest.raises(ValueError, match=r"report\.colour is unknown"):
+    with pytest.raises(ValueError, match=r"report: unknown key 'colour'"):
         run(finished, {"colour": "red"})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.fingerprint import fingerprint
-from tasks.parameters import explain_section, load_params
+from tasks.parameters import check_keys, explain_section, load_params
 from tasks.stage import LEFTOVERS, open_stage
 from tests.conftest import Checkout
 
@@ -99,6 +99,10 @@ def test_wrong_parameters_end_in_one_message_and_code_2(mini: Checkout) -> None:
     [
         (lambda root: (root / "params.yaml").unlink(), "make preset"),
         (lambda root: (root / "params.yaml").write_text("threads: 1\nseed: 0\ndownload: {}\n"), "no section 'train'"),
+        (
+            lambda root: (root / "params.yaml").write_text("train: {}\ntrian: {}\n"),
+            "unknown section 'trian'.*mean train",
+        ),
         (lambda root: (root / "params.yaml").write_text("threads: 0\nseed: 0\ntrain: {}\n"), "at least 1"),
         (lambda root: (root / "data/raw/manifest.json").unlink() or (root / "data/raw").rmdir(), "dvc repro train"),
     ],
@@ -124,8 +128,18 @@ def test_parameters_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     from dvc.utils.serialize import load_yaml
 
     file = tmp_path / "params.yaml"
-    file.write_text("a: 3e-4\nb: no\nc: 1e5\nd: true\ne: -.5\nf: on\ng: 1.\nh: 007x\ni: .inf\nj: 12\nk: 0.5e-3\nl: yes\n")
+    file.write_text(
+        "a: 3e-4\nb: no\nc: 1e5\nd: true\ne: -.5\nf: on\ng: 1.\nh: 007x\ni: .inf\nj: 12\nk: 0.5e-3\nl: yes\n"
+    )
     assert load_params(file) == load_yaml(str(file))
+
+
+def test_a_stage_refuses_keys_it_does_not_know_and_misses_those_it_needs() -> None:
+    check_keys("speculate", {"depths": [2], "threads": 1}, ["depths"])
+    with pytest.raises(ValueError, match=r"speculate: unknown key 'depth'.*Did you mean depths\?"):
+        check_keys("speculate", {"depths": [2], "depth": 2}, ["depths"])
+    with pytest.raises(ValueError, match=r"speculate\.depths is missing"):
+        check_keys("speculate", {}, ["depths"])
 
 
 def test_a_section_ends_where_the_next_begins(tmp_path: Path) -> None:
