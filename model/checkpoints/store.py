@@ -7,7 +7,7 @@ Writing is atomic: the folder appears whole or not at all.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoints.families.family import Family
+from model.checkpoints.families.family import GENERIC_KEYS, Family
 from model.checkpoints.network_weights import empty_network, fill, store
 from model.checkpoints.source import checkpoint_folder
 from model.checkpoints.tokenizer_fit import fitted
@@ -24,7 +24,7 @@ from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.registry import names, resolve
 
-MODEL_TYPE = "unmask"
+MODEL_TYPE, ARCHITECTURE = "unmask", "UnmaskForCausalLM"
 MAXIMUM_SHARD_BYTES = 5_000_000_000
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,12 +45,25 @@ class Checkpoint:
     family: str | None = None
 
 
-def save_checkpoint(folder: Path, network: Transformer, config: NetworkConfig, tokenizer_folder: Path) -> None:
-    """Publish weights, configuration and tokenizer under `folder`, replacing what was there in one rename."""
+def save_checkpoint(
+    folder: Path,
+    network: Transformer,
+    config: NetworkConfig,
+    tokenizer_folder: Path,
+    dtype: torch.dtype | None = None,
+    auto_map: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Publish weights, configuration and tokenizer under `folder`, replacing what was there in one rename.
+
+    An export also brings `texts`, files by name, and the `auto_map` that says which of them is its modelling file.
+    """
+    values = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **config.to_dict()}
     with _published(folder) as temporary:
-        _write_json(temporary / "config.json", {"model_type": MODEL_TYPE, **config.to_dict()})
-        store(network, config, None, temporary, MAXIMUM_SHARD_BYTES)
+        _write_json(temporary / "config.json", values | ({"auto_map": dict(auto_map)} if auto_map else {}))
+        store(network, config, None, temporary, MAXIMUM_SHARD_BYTES, dtype)
         _copy_tokenizer(tokenizer_folder, temporary)
+        _write_texts(temporary, texts)
 
 
 def export_checkpoint(
@@ -61,8 +74,9 @@ def export_checkpoint(
     tokenizer_folder: Path | None = None,
     dtype: torch.dtype | None = None,
     maximum_shard_bytes: int = MAXIMUM_SHARD_BYTES,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Publish a network as a public family's folder: its config keys, tensor names, shapes and index.
+    """Publish a network as a public family's folder: its config keys, tensor names, shapes and index; `texts` beside them.
 
     ValueError, before anything is written, when the family has no key or tensor for something this network has. What a key cannot
     say but changes no tensor (such as the mask token's id) stands under `unmask` in config.json, and `load_checkpoint` reads it.
@@ -74,6 +88,7 @@ def export_checkpoint(
         store(network, config, layout, temporary, maximum_shard_bytes, dtype)
         if tokenizer_folder is not None:
             _copy_tokenizer(tokenizer_folder, temporary)
+        _write_texts(temporary, texts)
 
 
 def load_config(folder: Path | str) -> NetworkConfig:
@@ -124,7 +139,7 @@ def _read_config(folder: Path) -> tuple[NetworkConfig, Family | None]:
         if family is not None:
             config = family.read_config(values)
         else:
-            config = NetworkConfig.from_dict({key: value for key, value in values.items() if key != "model_type"})
+            config = NetworkConfig.from_dict({key: value for key, value in values.items() if key not in GENERIC_KEYS})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return fitted(config, folder), family
@@ -154,6 +169,11 @@ def _published(folder: Path) -> Iterator[Path]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_texts(folder: Path, texts: Mapping[str, str] | None) -> None:
+    for name, text in (texts or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
