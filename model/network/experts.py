@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.network.config import NetworkConfig
-from model.network.feed_forward import FeedForward
+from model.network.feed_forward import FeedForward, SwiGLU
 
 
 class Router(nn.Module):
@@ -86,8 +86,7 @@ class MixtureOfExperts(nn.Module):
         back = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
         ends = counts.cumsum(0).to(torch.int32)
         rows = _Reorder.apply(x.to(_product_dtype(x)), order, back, kept)
-        gate, up = _grouped_linear(rows, self.gate_up, ends).chunk(2, -1)
-        rows = _grouped_linear(functional.silu(gate) * up, self.down, ends)
+        rows = _grouped_linear(SwiGLU.apply(_grouped_linear(rows, self.gate_up, ends)), self.down, ends)
         rows = _Reorder.apply(rows, back, order, 1).unflatten(0, (-1, kept))
         return (rows.to(weights.dtype) * weights[:, :, None]).sum(1).to(x.dtype)
 

@@ -1,5 +1,6 @@
 """The dense feed-forward of a layer, and of one shared expert."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,5 +24,24 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """The transformed states, same shape."""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(functional.silu(gate) * up)
+        return self.down(SwiGLU.apply(self.gate_up(x)))
+
+
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) * up of [gate ; up]. Keeps its input alone, and writes both gradients into one tensor."""
+
+    @staticmethod
+    def forward(ctx, gate_up: Float[Tensor, "*batch twice"]) -> Float[Tensor, "*batch once"]:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        both = torch.empty_like(gate_up)
+        of_gate, of_up = both.chunk(2, -1)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
+        torch.mul(functional.silu(gate), gradient, out=of_up)
+        return both

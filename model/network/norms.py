@@ -21,4 +21,26 @@ class RMSNorm(nn.Module):
         """The normalised states, same shape."""
         if self.kind == "rms_cast_first" and x.dtype.itemsize < 4:
             return functional.rms_norm(x, self.shape, None, self.epsilon) * self.weight
+        if x.device.type == "cpu" and x.dtype == torch.float32 and self.weight is not None and torch.is_grad_enabled():
+            return _TrainedOnCpu.apply(x, self.weight, self.epsilon)
         return functional.rms_norm(x, self.shape, self.weight, self.epsilon)
+
+
+class _TrainedOnCpu(torch.autograd.Function):
+    """The same in seven passes over memory instead of autograd's sixteen: torch has a fused kernel on GPUs only."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        scale = square.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        normal = x * scale
+        of_weight = (gradient * normal).flatten(0, -2).sum(0)
+        of_normal = gradient * weight
+        along = torch.linalg.vecdot(of_normal, normal)[..., None].div_(x.shape[-1])
+        return of_normal.addcmul_(normal, along, value=-1).mul_(scale), of_weight, None

@@ -132,6 +132,25 @@ def rotate(
     turned = cosine.shape[-1]
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], cosine, signed_sine), x[..., turned:]), -1)
-    half = turned // 2
-    wide = x.to(cosine.dtype)
-    return (wide * cosine + torch.cat((wide[..., half:], wide[..., :half]), -1) * signed_sine).to(x.dtype)
+    return _Turn.apply(x.to(cosine.dtype), cosine, signed_sine).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """x cos + swap(x) sin without a tensor for swap(x), which exchanges the halves; the way back turns the other way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, signed_sine)
+        return _turned(x, cosine, signed_sine)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cosine, signed_sine = ctx.saved_tensors
+        return _turned(gradient, cosine, -signed_sine), None, None
+
+
+def _turned(x: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
+    out, half = x * cosine, x.shape[-1] // 2
+    out[..., :half].addcmul_(x[..., half:], signed_sine[..., :half])
+    out[..., half:].addcmul_(x[..., :half], signed_sine[..., half:])
+    return out
