@@ -134,7 +134,7 @@ def _top(
         kept = logits >= logits.topk(top_k, -1).values[:, -1:]
     if top_p is not None and top_p < 1.0:
         probability = (torch.where(kept, logits, -torch.inf) / temperature).softmax(-1)
-        ordered, order = probability.sort(-1, descending=True, stable=True)
+        ordered, order = probability.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         kept = kept & torch.zeros_like(kept).scatter(1, order, before < top_p)
     return kept
