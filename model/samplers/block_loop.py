@@ -155,7 +155,10 @@ class BlockDecoder:
             settings = self.guesser.start(settings, num_slots, capacity)
             candidates += self.guesser.largest()
         target = make_source(self.network, settings, num_slots, capacity, self.cache, candidates)
-        return Batch(Rows(grid, num_slots, capacity, observer), target, deque(enumerate(prompts)))
+        bounds = tuple(
+            getattr(self.policy, name) for name in ("threshold", "edit_threshold") if hasattr(self.policy, name)
+        )
+        return Batch(Rows(grid, num_slots, capacity, observer, bounds), target, deque(enumerate(prompts)))
 
     def _check(self, prompts: list[list[int]], max_new_tokens: int) -> None:
         config = self.network.config

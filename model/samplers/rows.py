@@ -88,7 +88,14 @@ class Move:
 class Rows:
     """Slots of a batch."""
 
-    def __init__(self, grid: Grid, num_slots: int, capacity: int, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        num_slots: int,
+        capacity: int,
+        observer: Observer | None = None,
+        bounds: tuple[float, ...] = (),  # confidences at which the policy decides
+    ) -> None:
         shape = (num_slots, capacity)
         self.grid, self.block, self.mask = grid, grid.block, grid.mask
         self.canvas = torch.full(shape, grid.mask)
@@ -102,7 +109,7 @@ class Rows:
         self.cut: dict[int, int] = {}  # index -> length of answer under the on_placement quirk
         self.counters = {name: torch.zeros(num_slots, dtype=torch.long) for name in COUNTERS}
         self.num_live, self.num_slots = 0, num_slots
-        self.observer, self.cancelled = observer, False
+        self.observer, self.cancelled, self.bounds = observer, False, bounds
 
     def __getattr__(self, name: str) -> Tensor:
         try:
@@ -162,7 +169,8 @@ class Rows:
         self.confidence[at] = 1.0 / (1.0 + doubt[move.written])
         self.gap[rows] = torch.minimum(self.gap[rows], torch.where(move.written, gap, torch.inf).amin(1))
         hidden = before.tokens == self.mask
-        self.margin[rows] = torch.minimum(self.margin[rows], _selection_margin(move.written, hidden, doubt))
+        margin = _selection_margin(move.written, hidden, doubt, self.bounds)
+        self.margin[rows] = torch.minimum(self.margin[rows], margin)
         self.count("steps", 1, rows)
         self.over[rows] = self._ended(rows, before, move)
 
@@ -272,10 +280,18 @@ def advance(policy: Policy, grid: Grid, before: State, proposals, hidden_at_star
 
 
 def _selection_margin(
-    written: Bool[Tensor, "rows block"], hidden: Bool[Tensor, "rows block"], doubt: Float[Tensor, "rows block"]
+    written: Bool[Tensor, "rows block"],
+    hidden: Bool[Tensor, "rows block"],
+    doubt: Float[Tensor, "rows block"],
+    bounds: tuple[float, ...],
 ) -> Float[Tensor, " rows"]:
-    """Confidence of the least confident revealed position minus that of the most confident one left hidden; inf if none is."""
+    """How little confidences would have to change for another choice: the least confident revealed position against the most
+    confident one left hidden, and every asked position against the policy's thresholds."""
     confidence = 1.0 / (1.0 + doubt)
     lowest = torch.where(written & hidden, confidence, torch.inf).amin(1)
     highest = torch.where(hidden & ~written, confidence, -torch.inf).amax(1)
-    return torch.where((lowest < torch.inf) & (highest > -torch.inf), (lowest - highest).abs(), torch.inf)
+    margin = torch.where((lowest < torch.inf) & (highest > -torch.inf), (lowest - highest).abs(), torch.inf)
+    for bound in bounds:
+        distance = torch.where(doubt.isfinite(), (confidence - bound).abs(), torch.inf).amin(1)
+        margin = torch.minimum(margin, distance)
+    return margin
