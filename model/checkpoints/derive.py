@@ -5,30 +5,33 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from model.checkpoints.network_weights import empty_network
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 
 
 def to_diffusion(network: Transformer, attention: str, block_tokens: int, mask_token_id: int) -> Transformer:
-    """The same weights reading with `attention`; a mask token beyond the vocabulary gets a new row (the mean of all rows).
+    """The same weights reading with `attention`; a mask token beyond the embedding gets a new row (the mean of all rows).
 
     methods section 1: copy every weight; one mask token is appended to the vocabulary if it has none. The mean row puts the
     new token where the network has seen inputs, and its norm is small because the rows point in all directions.
     """
+    old = network.config
     config = replace(
-        network.config,
+        old,
         attention=attention,
         block_tokens=block_tokens,
         mask_token_id=mask_token_id,
-        vocabulary_size=max(network.config.vocabulary_size, mask_token_id + 1),
+        vocabulary_size=max(old.vocabulary_size, mask_token_id + 1),
+        embedding_size=old.embedding_size and max(old.embedding_size, mask_token_id + 1),
     )
-    converted = Transformer(config)
-    with torch.no_grad():
-        for name, parameter in converted.named_parameters():
-            source = network.get_parameter(name)
-            parameter[: source.shape[0]] = source
-            if parameter.shape[0] > source.shape[0]:
-                parameter[source.shape[0] :] = source.mean(0)
+    converted = _like(network, config)
+    source = network.state_dict()
+    for name, target in converted.state_dict().items():
+        rows = source[name].shape[0]
+        target[:rows] = source[name]
+        if target.shape[0] > rows:
+            target[rows:] = source[name].float().mean(0)
     return converted
 
 
@@ -40,9 +43,9 @@ def first_and_last_layers(num_layers: int, keep: int) -> list[int]:
 
 
 def layer_subset(network: Transformer, layers: list[int]) -> Transformer:
-    """A deep copy with only the given layers, plus embeddings, final norm and head."""
-    config: NetworkConfig = replace(network.config, num_layers=len(layers))
-    student = Transformer(config)
+    """A deep copy with only the given layers, plus embeddings, final norm and head; a dense layer stays dense."""
+    dense = sum(index < network.config.num_dense_layers for index in layers)
+    student = _like(network, replace(network.config, num_layers=len(layers), num_dense_layers=dense))
     student.load_state_dict(
         {
             **{k: v for k, v in network.state_dict().items() if not k.startswith("layers.")},
@@ -50,6 +53,11 @@ def layer_subset(network: Transformer, layers: list[int]) -> Transformer:
         }
     )
     return student
+
+
+def _like(network: Transformer, config: NetworkConfig) -> Transformer:
+    """An empty network where the given one is and in its dtype."""
+    return empty_network(config, network.embedding.weight.device, network.embedding.weight.dtype)
 
 
 def _layers(source: nn.ModuleList, layers: list[int]) -> dict[str, torch.Tensor]:

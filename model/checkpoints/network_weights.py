@@ -1,11 +1,13 @@
 """A network's weights from files and into files, one tensor at a time, in place on the target device and in the target dtype."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.checkpoints.families.family import Family
 from model.checkpoints.tensor_map import HEAD, Place, places, tied_head
@@ -19,7 +21,7 @@ def empty_network(config: NetworkConfig, device: str | torch.device, dtype: torc
 
     Buffers stay float32: a router's bias decides by small differences.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialValues():
         network = Transformer(config)
     for module in network.modules():
         if config.tie_embeddings and module is network.unembedding:
@@ -30,6 +32,28 @@ def empty_network(config: NetworkConfig, device: str | torch.device, dtype: torc
             setattr(module, name, torch.zeros_like(buffer, device=device))
     network.tie()
     return network
+
+
+def empty_sharded_network(
+    config: NetworkConfig, device: str | torch.device, dtype: torch.dtype, shard: Callable[[Transformer], Any]
+) -> Transformer:
+    """As `empty_network`, cut by `shard` (FSDP2's fully_shard) before anything is allocated: a process only holds its part."""
+    network = empty_network(config, "meta", dtype)
+    shard(network)
+    network.to_empty(device=device)
+    for buffer in network.buffers():
+        buffer.zero_()
+    return network
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Skips random initial values: on the meta device they would import torch's whole compiler (over a second) to do nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def owned(network: nn.Module, config: NetworkConfig) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 # Everything a checkpoint needs and nothing that could run: no .py, no pickles.
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "special_tokens_map.json",
-             "added_tokens.json", "chat_template*", "vocab*", "merges.txt", "generation_config.json"]  # fmt: skip
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer.json", "tokenizer_config.json",
+             "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt",
+             "generation_config.json"]  # fmt: skip
 
 
 def checkpoint_folder(source: Path | str) -> Path:

@@ -7,7 +7,7 @@ Writing is atomic: the folder appears whole or not at all.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from model.checkpoints.families.family import GENERIC_KEYS, Family
-from model.checkpoints.network_weights import empty_network, fill, store
+from model.checkpoints.network_weights import empty_network, empty_sharded_network, fill, store
 from model.checkpoints.source import checkpoint_folder
 from model.checkpoints.tokenizer_fit import fitted
 from model.checkpoints.weight_files import PICKLES, WeightFiles, weight_files
@@ -97,19 +97,24 @@ def load_config(folder: Path | str) -> NetworkConfig:
 
 
 def load_checkpoint(
-    source: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    source: Path | str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    shard: Callable[[Transformer], Any] | None = None,
 ) -> Checkpoint:
     """The network of a folder, a file of weights beside its config.json, or a model of the hub, in eval mode.
 
     It is built empty on `device` in `dtype` (None: float32) and filled tensor by tensor. On the device `meta` everything is
-    checked and nothing is read. ValueError that names every missing, extra or misshapen tensor, every unknown key, or the
-    tokenizer's token that does not fit. Code that comes with a checkpoint is never run.
+    checked and nothing is read. `shard` cuts the empty network over processes (FSDP2's fully_shard on its layers and itself);
+    each then keeps its own part of every tensor. ValueError that names every missing, extra or misshapen tensor, every unknown
+    key, or the tokenizer's token that does not fit. Code that comes with a checkpoint is never run.
     """
     path = Path(source)
     is_file = path.is_file() and path.suffix in (".safetensors", *PICKLES)
     folder = path.parent if is_file else checkpoint_folder(source)
     config, family = _read_config(folder)
-    network = empty_network(config, device, dtype or torch.float32)
+    dtype = dtype or torch.float32
+    network = empty_sharded_network(config, device, dtype, shard) if shard else empty_network(config, device, dtype)
     fill(network, config, WeightFiles([path] if is_file else weight_files(folder)), family, folder)
     return Checkpoint(network.eval(), config, folder, family and family.name)
 
@@ -163,8 +168,12 @@ def _published(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    before = folder.with_name(folder.name + ".before")  # kept until the new folder stands: a kill here loses nothing
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, before)
     os.replace(temporary, folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -87,3 +87,27 @@ def test_a_layer_subset_is_a_deep_copy_of_the_first_and_last_layers():
     assert num_parameters(draft) < num_parameters(net)
     with pytest.raises(ValueError, match="even number"):
         first_and_last_layers(4, 3)
+
+
+def mixture(layers: int = 6) -> Transformer:
+    net = Transformer(
+        NetworkConfig(
+            vocabulary_size=12, hidden_size=8, num_layers=layers, num_heads=2, feed_forward_size=16, num_experts=4,
+            experts_per_token=2, expert_feed_forward_size=4, num_dense_layers=1, embedding_size=14,
+        )
+    )  # fmt: skip
+    net.initialise(torch.Generator().manual_seed(1))
+    for layer in net.layers[1:]:
+        layer.feed_forward.router.expert_bias.normal_(generator=torch.Generator().manual_seed(2))
+    return net.to(torch.bfloat16)
+
+
+def test_a_mixture_is_converted_and_subset_with_its_routers_bias_and_its_dense_layers():
+    net = mixture()
+    draft = layer_subset(net, first_and_last_layers(6, 4))
+    assert [draft.config.is_mixture(index) for index in range(4)] == [False, True, True, True]
+    assert torch.equal(draft.layers[3].feed_forward.router.expert_bias, net.layers[5].feed_forward.router.expert_bias)
+    converted = to_diffusion(net, "bidirectional", 4, 14)
+    assert converted.config.embedding_rows == 15 and converted.embedding.weight.dtype == torch.bfloat16
+    for name, value in net.state_dict().items():
+        assert torch.equal(converted.state_dict()[name][: value.shape[0]], value), name
