@@ -2,7 +2,7 @@
 
 MODEL is a checkpoint folder, a name under data/models, or `registered` (the champion in the registry). POLICY is a policy's name
 with its settings: `one_token`, `threshold=0.9`, `hybrid,threshold=0.95,steps=8`. GUESSES make decoding speculative: `stale` (the
-model's own last logits) or `draft` (data/models/distill_draft), with a depth: `draft:4`.
+model's own last logits), `draft` (data/models/distill_draft) or `both`, with a depth: `draft:4`.
 """
 
 import inspect
@@ -16,12 +16,12 @@ from model.apps.answer import DEFAULT_POLICY, Assistant
 from model.apps.registered import registered_checkpoint
 from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.registry import names, resolve
-from tasks.speculate import DRAFT, make_guesser
+from tasks.guessing import DRAFT, SOURCES, make_guesser
 
 MODELS = Path("data/models")
 FINE_TUNED, REGISTERED, REGISTERED_NAME, ALIAS = "finetune_diffusion", "registered", "unmask-target", "champion"
 COUNTED = {"one_token": (), "tokens_per_step": ("tokens",)}  # policies that `make_policy` knows beside the registry's
-SOURCES, DEPTH = ("draft", "stale"), 4
+DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def open_voices(texts: list[str]) -> list[Voice]:
         if wanted.source and target.config.attention == "causal":
             raise ValueError(f"{text!r}: a causal model writes from left to right, so there is nothing to guess for it")
         if wanted.source:
-            draft = load(folder_of(DRAFT)) if wanted.source == "draft" else None
+            draft = None if wanted.source == "stale" else load(folder_of(DRAFT))
             guesser = make_guesser(wanted.source, wanted.depth, target, draft)
         assistant = Assistant(target, wanted.policy, guesser)
         voices.append(Voice(title(target.folder.name, wanted, assistant.is_causal), assistant))

@@ -1,4 +1,4 @@
-"""The report's charts: score against tokens per forward, scores by category, loss curves, forwards saved by speculation."""
+"""The report's charts: score against tokens per forward, scores by category, loss curves, what speculation saves."""
 
 from typing import Any
 
@@ -73,16 +73,32 @@ def loss_charts(inputs: Inputs) -> list[tuple[str, str, list[Series]]]:
     return charts
 
 
-def speculation_chart(figures: dict[str, Any]) -> tuple[str, list[Series]]:
-    """How many times fewer target forwards, for every target and policy; bars by guess source and depth."""
+def speculation_charts(figures: dict[str, Any]) -> list[tuple[str, str, list[Series]]]:
+    """(title, chart, series) by policy: target forwards saved by depth, and how often a guess at a depth was right. A line per
+    target and guess source."""
     rows = figures["speculation"]["rows"]
-    settings = list(dict.fromkeys((row["target"], row["policy"]) for row in rows))
-    guesses = sorted({(row["source"], row["depth"]) for row in rows})
-    found = {(row["target"], row["policy"], row["source"], row["depth"]): row["forwards_ratio"] for row in rows}
-    series = []
-    for number_of, (source, depth) in enumerate(guesses):
-        values = [found.get((*setting, source, depth)) for setting in settings]
-        marks = [None if value is None else Mark(0, value, f"{value:.2f}x fewer target forwards") for value in values]
-        series.append(Series(f"{source}, depth {depth}", f"c{1 + number_of % 5}", marks))
-    groups = [f"{TITLES.get(target, target)}\n{policy.replace('_', ' ')}" for target, policy in settings]
-    return bar_chart(groups, series, "plain / speculative forwards", (880, 300), baseline=1.0), series
+    charts = []
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        saved, right = [], []
+        settings = dict.fromkeys((row["target"], row["source"]) for row in rows if row["policy"] == policy)
+        for number_of, (target, source) in enumerate(settings):
+            own = [row for row in rows if (row["policy"], row["target"], row["source"]) == (policy, target, source)]
+            title, colour = f"{TITLES.get(target, target)}, {source}", f"c{number_of % 6}"
+            marks = [
+                Mark(row["depth"], row["forwards_ratio"], f"depth {row['depth']}: {row['forwards_ratio']:.2f}x")
+                for row in own
+            ]
+            saved.append(Series(title, colour, [Mark(0, 1.0, "without guesses"), *marks]))
+            deepest = max(own, key=lambda row: row["depth"])["acceptance"]
+            accepted = sorted((int(depth), share) for depth, share in deepest.items())
+            marks = [Mark(depth, 100 * share, f"depth {depth}: {share:.0%}") for depth, share in accepted]
+            right.append(Series(title, colour, marks))
+        words = policy.replace("_", " ")
+        size = (520, 300)
+        charts.append(
+            (f"{words}: target forwards", line_chart(saved, "depth", "plain / speculative forwards", size), saved)
+        )
+        charts.append(
+            (f"{words}: acceptance", line_chart(right, "depth of the guess", "guesses right, %", size), right)
+        )
+    return charts

@@ -23,7 +23,7 @@ def render(figures: dict[str, Any], inputs: Inputs) -> str:
         trade_off=charts.trade_off_chart(figures),
         by_category=charts.category_chart(figures),
         losses=charts.loss_charts(inputs),
-        forwards=charts.speculation_chart(figures),
+        guessing=charts.speculation_charts(figures),
         questions=sample_answers(inputs),
     )
 

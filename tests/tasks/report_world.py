@@ -147,7 +147,8 @@ def speculation_rows() -> list[dict]:
                          "plain_target_forwards": plain, "target_forwards": round(plain / ratio), "forwards_ratio": ratio,
                          "draft_forwards": 0 if source == "stale" else 4000, "rows_verified": 9000 + depth,
                          "acceptance": {str(d): 0.83**d for d in range(1, depth + 1)}, "plain_tpf": 4800 / plain,
-                         "tpf": 4800 / plain * ratio, "smallest_gap": 0.00021}
+                         "tpf": 4800 / plain * ratio, "smallest_gap": 0.00021, "smallest_margin": 0.0001,
+                         "match_probability": 0.7, "flop_speed_up": 0.4}
                     )  # fmt: skip
     return rows
 

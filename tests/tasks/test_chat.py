@@ -206,7 +206,7 @@ def test_a_voice_is_model_policy_and_guesses(here: Path, text: str, expected: tu
         (["threshold=high", "-q", QUESTION], "it must be a number"),
         (["one_token=3", "-q", QUESTION], "policy one_token has no settings"),
         (["m@wild", "-q", QUESTION], "there is no policy 'wild'"),
-        (["+oracle", "-q", QUESTION], "must be one of draft, stale"),
+        (["+oracle", "-q", QUESTION], "must be one of draft, stale, both"),
         (["+stale:0", "-q", QUESTION], "must be at least 1"),
         (["finetune_ar+stale", "-q", QUESTION], "nothing to guess"),
         (["a", "--compare", "b"], "say who answers once"),

@@ -11,6 +11,7 @@ import pytest
 import report_world
 
 from tasks import report
+from tasks.reporting.charts import speculation_charts
 from tasks.reporting.comparison import compare, forwards_ratio, trade_off
 from tasks.reporting.inputs import MODELS, read_inputs
 from tasks.reporting.pieces import cut, marks_of
@@ -89,7 +90,7 @@ def test_the_page_is_well_formed_and_has_every_model_section_and_chart(files: di
     assert all(cell.startswith(model.title) for cell, model in zip(first_cells, MODELS, strict=True))
     links = {link.get("href")[1:] for link in page.xpath("//nav/a")}
     assert links == {head.get("id") for head in page.xpath("//h2")}
-    assert len(page.xpath("//svg")) == 7  # trade-off, categories, speculation, four of losses
+    assert len(page.xpath("//svg")) == 10  # trade-off, categories, two by policy, four of losses
     for word in ("nan", "None", "inf", "built-in", "Undefined", "{{"):
         assert not re.search(rf"(?<![\w]){re.escape(word)}(?![\w])", page.xpath("//body")[0].text_content()), word
     opened, closed = (len(re.findall(rf"<{slash}(?:div|span|td|tr|table|svg|g|p)\b", text)) for slash in ("", "/"))
@@ -249,3 +250,15 @@ def test_what_models_write_cannot_become_markup(root: Path) -> None:
     path = root / "data/samples/finetune_ar.jsonl"
     path.write_text(path.read_text().replace(report_world.QUESTION, "<script>alert(1)</script>"))
     assert "<script>alert" not in run(root)["report.html"]
+
+
+def test_speculation_is_drawn_by_depth_with_the_acceptance_of_the_deepest_run(finished: Path) -> None:
+    figures = {"speculation": read_inputs(finished).metrics["speculate"]}
+    titles = {title: series for title, _, series in speculation_charts(figures)}
+    assert list(titles) == [
+        f"{policy}: {what}" for policy in ("one token", "threshold 0.9") for what in ("target forwards", "acceptance")
+    ]
+    saved, right = titles["one token: target forwards"], titles["one token: acceptance"]
+    assert [one.title for one in saved] == ["SFT, draft", "SFT, stale", "CAP, draft", "CAP, stale"]
+    assert [mark.x for mark in saved[0].marks] == [0, 2, 4] and saved[0].marks[0].y == 1.0
+    assert [mark.y for mark in right[0].marks] == pytest.approx([100 * 0.83**depth for depth in (1, 2, 3, 4)])

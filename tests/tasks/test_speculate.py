@@ -1,36 +1,49 @@
 """The speculate stage on random networks: nothing changes, everything is counted."""
 
+import io
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from model.checkpoints.derive import first_and_last_layers, layer_subset
+from model.checkpoints.derive import layer_subset
 from model.checkpoints.store import save_checkpoint
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.text.tokenizer import add_mask_token, load_tokenizer, train_tokenizer
-from tasks.speculate import speculate
+from tasks.speculate import Decoding, speculate
+from tasks.speculation_costs import Costs
 
 WORDS = "the red boat has nine lamps and the blue boat has two"
 
 
-class Quiet:
+class Recorder:
+    """A tracker that keeps curves: name -> {step: value}."""
+
+    def __init__(self) -> None:
+        self.curves: dict[str, dict[int, float]] = {}
+
     def log_metrics(self, metrics, step=0) -> None:
-        assert all(isinstance(value, float) for value in metrics.values())
+        for name, value in metrics.items():
+            assert isinstance(value, float)
+            assert step not in self.curves.setdefault(name, {})
+            self.curves[name][step] = value
+
+    def log_artifact(self, path) -> None:
+        assert path.is_file()
 
 
-@pytest.fixture
-def stage(tmp_path):
-    torch.set_num_threads(1)
-    train_tokenizer(iter([WORDS] * 50), 300, tmp_path / "plain")
-    mask = add_mask_token(load_tokenizer(tmp_path / "plain"), tmp_path / "tokenizer")
-    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+def write_models(root: Path) -> None:
+    train_tokenizer(iter([WORDS] * 50), 300, root / "plain")
+    mask = add_mask_token(load_tokenizer(root / "plain"), root / "tokenizer")
+    tokenizer = load_tokenizer(root / "tokenizer")
     config = NetworkConfig(
-        vocabulary_size=len(tokenizer), hidden_size=32, num_layers=4, num_heads=2, feed_forward_size=48,
-        attention="block_causal", block_tokens=8, mask_token_id=mask, eos_token_id=tokenizer.eos_token_id,
+        vocabulary_size=len(tokenizer), hidden_size=16, num_layers=2, num_heads=2, feed_forward_size=24,
+        attention="block_causal", block_tokens=4, mask_token_id=mask, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, maximum_positions=128,
     )  # fmt: skip
     network = Transformer(config)
@@ -39,59 +52,140 @@ def stage(tmp_path):
         for parameter in network.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(6)
-    models = tmp_path / "data/models"
+    models = root / "data/models"
     models.mkdir(parents=True)
     for name in ("finetune_diffusion", "tune_cap"):
-        save_checkpoint(models / name, network, config, tmp_path / "tokenizer")
-    draft = layer_subset(network, first_and_last_layers(4, 2))
-    save_checkpoint(models / "distill_draft", draft, replace(config, num_layers=2), tmp_path / "tokenizer")
-    benchmarks = tmp_path / "data/raw/benchmarks"
+        save_checkpoint(models / name, network, config, root / "tokenizer")
+    save_checkpoint(
+        models / "distill_draft", layer_subset(network, [0]), replace(config, num_layers=1), root / "tokenizer"
+    )
+    benchmarks = root / "data/raw/benchmarks"
     benchmarks.mkdir(parents=True)
     rows = [{"question": f"{WORDS[:length]}?", "answer": "2"} for length in (8, 20, 33)]
     rows.insert(1, {"question": WORDS * 50, "answer": "2"})  # longer than the context
     (benchmarks / "boats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluate = {"tasks": ["boats"], "local": {"boats": {"path": "boats.jsonl"}}}
+
+
+def make_stage(root: Path, **changes) -> SimpleNamespace:
     section = {
-        "prompts_per_benchmark": 3, "max_new_tokens": 20, "batch_rows": 2, "sources": ["draft", "stale"], "depths": [1, 3],
-        "policies": {"one_token": {"name": "one_token"}, "sure": {"name": "threshold", "threshold": 0.5}},
+        "prompts_per_benchmark": 3, "max_new_tokens": 8, "batch_rows": 2, "sources": ["draft", "stale", "both"],
+        "depths": [1, 2], "policies": {"one_token": {"name": "one_token"}},
     }  # fmt: skip
-    work = tmp_path / ".work"
-    work.mkdir()
+    (root / ".work").mkdir(exist_ok=True)
 
     def publish(made, out):
-        (tmp_path / out).parent.mkdir(parents=True, exist_ok=True)
-        made.rename(tmp_path / out)
+        (root / out).parent.mkdir(parents=True, exist_ok=True)
+        return made.rename(root / out)
 
     return SimpleNamespace(
         name="speculate",
-        root=tmp_path,
-        work=work,
-        section=section,
-        params={"speculate": section, "evaluate": evaluate},
+        root=root,
+        work=root / ".work",
+        section=section | changes,
+        params={"evaluate": {"tasks": ["boats"], "local": {"boats": {"path": "boats.jsonl"}}}},
         seed=0,
-        tracker=Quiet(),
+        tracker=Recorder(),
         publish=publish,
     )
 
 
-def test_every_combination_is_measured_and_none_changes_a_token(stage, capsys):
-    speculate(stage)
-    assert "1 of 3 prompts are longer than 108 tokens: left out" in capsys.readouterr().out
-    found = json.loads((stage.root / "data/metrics/speculate.json").read_text())
-    assert found["num_prompts"] == 2 and len(found["rows"]) == 2 * 2 * 2 * 2
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("root")
+    write_models(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path) -> SimpleNamespace:
+    stage, printed = make_stage(root), io.StringIO()
+    with redirect_stdout(printed):
+        speculate(stage)
+    stage.printed = printed.getvalue()
+    stage.figures = json.loads((root / "data/metrics/speculate.json").read_text())
+    stage.costs = json.loads((root / "data/reports/speculation_costs.json").read_text())
+    return stage
+
+
+def test_every_combination_is_measured_and_none_changes_a_token(finished) -> None:
+    found = finished.figures
+    assert "1 of 3 prompts are longer than 120 tokens: left out" in finished.printed
+    assert found["num_prompts"] == 2 and len(found["rows"]) == 2 * 1 * 3 * 2
     for row in found["rows"]:
         assert row["identical_fraction"] == 1.0
         assert row["target_forwards"] <= row["plain_target_forwards"]
         assert row["forwards_ratio"] == round(row["plain_target_forwards"] / row["target_forwards"], 4)
-        assert (row["draft_forwards"] > 0) == (row["source"] == "draft")
-        assert all(0 <= share <= 1 for share in row["acceptance"].values())
+        assert (row["draft_forwards"] == 0) == (row["source"] == "stale")
+        assert set(row["acceptance"]) <= {str(depth) for depth in range(1, row["depth"] + 1)}
+        assert row["flop_speed_up"] <= 1.0  # guesses add tokens
     assert any(row["forwards_ratio"] > 1 for row in found["rows"])
 
 
-def test_an_unknown_source_and_missing_prompts_are_refused(stage):
-    stage.section["sources"] = ["crystal"]
-    with pytest.raises(ValueError, match="draft or stale"):
-        speculate(stage)
-    (stage.root / "data/raw/benchmarks/boats.jsonl").unlink()
+def test_curves_over_depth_reach_the_tracker_and_times_stay_out_of_what_dvc_tracks(finished, root: Path) -> None:
+    curves = finished.tracker.curves
+    for name in ("forwards_ratio", "wall_clock_ratio", "rows_1/predicted_speed_up", "rows_2/recommended_depth"):
+        assert set(curves[f"spec/tune_cap/one_token/both/{name}"]) == {1, 2}
+    tracked = (root / "data/metrics/speculate.json").read_bytes()
+    again = make_stage(root)
+    speculate(again)
+    assert (root / "data/metrics/speculate.json").read_bytes() == tracked
+    assert (
+        again.tracker.curves["spec/tune_cap/one_token/plain_seconds"] != curves["spec/tune_cap/one_token/plain_seconds"]
+    )
+
+
+def test_the_recommended_depth_follows_from_what_forwards_cost_here(finished) -> None:
+    assert len(finished.costs) == 12
+    for one in finished.costs:
+        for model in one["models"]:
+            costs = Costs(*(model[name] for name in ("rows", "seconds", "verify", "draft", "row_cost")))
+            assert set(model["verify"]) == {"1", "2"} and costs.seconds > 0 and costs.draft > 0
+            assert costs.recommend(one["source"], model["match_probability"], 2)[0] == model["recommended_depth"]
+
+
+def test_guessing_pays_where_reading_weights_costs_and_not_where_computing_does() -> None:
+    memory_bound, compute_bound = Costs(1, 1.0, {}, 0.5, 0.0), Costs(1, 1.0, {}, 0.5, 1.0)
+    assert memory_bound.recommend("stale", 0.5, 8) == (8, pytest.approx((1 - 0.5**9) / 0.5))
+    assert compute_bound.recommend("stale", 0.9, 8) == (0, 1.0)
+    # E / (1 + c k) with a = 0.8, c = 0.1: 1.64 at 1, 2.03 at 2, 2.27 at 3, 2.40 at 4, 2.459 at 5, 2.470 at 6, 2.448 at 7
+    assert Costs(1, 1.0, {}, 0.1, 0.0).recommend("draft", 0.8, 8) == (6, pytest.approx(2.470, abs=1e-3))
+    assert Costs(1, 1.0, {}, 0.1, 0.0).speed_up("both", 0.8, 2) == pytest.approx(2.44 / 1.1)
+
+
+@pytest.mark.parametrize(("is_logic", "words"), [(True, "an error of logic"), (False, "rounding")])
+def test_a_changed_answer_fails_the_stage_and_says_whether_float64_agrees(root, monkeypatch, is_logic, words) -> None:
+    original = Decoding.run
+
+    def run(self, target, policy, source=None, depth=1):
+        answers, seconds = original(self, target, policy, source, depth)
+        is_double = next(self.models[target].network.parameters()).dtype == torch.float64
+        if source and (is_logic or not is_double):
+            answers[-1].tokens[-1] += 1
+        return answers, seconds
+
+    monkeypatch.setattr(Decoding, "run", run)
+    with pytest.raises(RuntimeError, match=f"1 of 2 answers changed, first of prompt 1.*{words}"):
+        speculate(make_stage(root, sources=["stale"], depths=[1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sources": ["crystal"]}, "draft, stale, both"),
+        ({"depths": []}, "speculate.depths is empty"),
+        ({"depths": [0]}, "must be at least 1"),
+        ({"widht": 2}, "widht.*width"),
+        ({"width": 0}, "speculate.width is 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(root: Path, changes: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        speculate(make_stage(root, **changes))
+
+
+def test_missing_prompts_are_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/models").symlink_to(root / "data/models")
     with pytest.raises(ValueError, match="run the download stage"):
-        speculate(stage)
+        speculate(make_stage(tmp_path))
