@@ -1,4 +1,4 @@
-"""Public benchmarks in files of one's own: generated answers compared by their last number, choices by likelihood."""
+"""Public benchmarks in files of one's own: written answers by their last number or by running them, choices by likelihood."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from model.benchmarks.task_forms import choice_task, generation_task, read_rows
+from model.benchmarks.task_forms import Judge, choice_task, generation_task, read_rows
 
 
 @dataclass(frozen=True)
 class LocalBenchmark:
     """A public benchmark in a file of one's own: which fields hold the question, the choices if any, and the answer.
 
-    Fields may be dotted (`question.stem`). `choices` names a list of texts, a list of {"text", "label"}, or several fields
-    ("A,B,C,D"); `answer` is then an index, a label or the text. Without choices the answer is generated and what follows `final`
-    (or, where that mark is missing, the last number) is compared. `path` is looked up in data/raw/benchmarks, where
-    `download` puts files; the last `validation_rows` rows of it choose operating points and are never tested.
+    Fields may be dotted (`question.stem`); `question` may also be a text with fields in braces ("{prompt}\\n{tests}").
+    `choices` names a list of texts, a list of {"text", "label"}, or several fields ("A,B,C,D"); `answer` is then an index, a
+    label or the text. Without choices the answer is written and what follows `final` (or, where that mark is missing, the last
+    number) is compared; with `tests` (fields that hold assertions) it is a Python program, in a fence or bare, and right when
+    they hold in the sandbox. `path` is looked up in data/raw/benchmarks, where `download` puts files; the last
+    `validation_rows` rows of it choose operating points and are never tested.
     """
 
     path: str
@@ -27,6 +29,7 @@ class LocalBenchmark:
     question: str = "question"
     answer: str = "answer"
     choices: str | None = None
+    tests: str | None = None
     final: str = "#### "
     category: str = "public"
 
@@ -78,6 +81,16 @@ def _field(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _question(row: Mapping[str, Any], spec: LocalBenchmark) -> str:
+    if "{" not in spec.question:
+        return str(_field(row, spec.question))
+    return re.sub(r"\{([^{}]+)\}", lambda found: _text(_field(row, found[1])), spec.question)
+
+
 def _choices(row: Mapping[str, Any], spec: LocalBenchmark) -> tuple[list[str], list[str]]:
     """Texts and labels of a row's choices."""
     if "," in spec.choices:
@@ -110,26 +123,35 @@ def final_of(text: str, mark: str) -> str:
     return found.replace(",", "").replace("$", "").strip().rstrip(".").strip()
 
 
-def local_task(name: str, spec: LocalBenchmark, rows: list[dict[str, Any]], max_new_tokens: int):
-    """One benchmark from rows: by likelihood when it has choices, else generated and compared by its final answer."""
+def program_in(text: str) -> str:
+    """The first fenced block of an answer, whether or not it is closed; the whole answer where there is none."""
+    found = re.search(r"```(?:python|py)?[ ]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    return found[1] if found else text
+
+
+def local_task(name: str, spec: LocalBenchmark, rows: list[dict[str, Any]], max_new_tokens: int, judge: Judge):
+    """One benchmark from rows: by likelihood when it has choices, else written and judged by its tests or its final answer."""
     if spec.choices is not None:
         return choice_task(
             name,
             rows,
-            lambda row: str(_field(row, spec.question)),
+            lambda row: _question(row, spec),
             lambda row: _choices(row, spec)[0],
             lambda row: _gold_index(row, spec),
         )
 
-    def judge(row: dict[str, Any], text: str) -> bool:
+    def is_right(row: dict[str, Any], text: str) -> bool:
+        if spec.tests is not None:
+            tests = "\n".join(_text(_field(row, field.strip())) for field in spec.tests.split(","))
+            return judge.passes(program_in(text), tests)
         gold = final_of(str(_field(row, spec.answer)), spec.final) or str(_field(row, spec.answer)).strip()
         return final_of(text, spec.final) == gold
 
     return generation_task(
         name,
         rows,
-        lambda row: str(_field(row, spec.question)),
+        lambda row: _question(row, spec),
         lambda row: str(_field(row, spec.answer)),
-        judge,
+        is_right,
         max_new_tokens,
     )

@@ -79,6 +79,7 @@ def _public(
     described: dict,
     split: str,
     folder: Path,
+    judge: Judge,
     max_new_tokens: int,
     limit: int | None,
     num_fewshot: int | None,
@@ -86,7 +87,7 @@ def _public(
     """Tasks and category of a benchmark that is not ours."""
     if described and "files" not in described:
         spec = LocalBenchmark.from_dict(name, described)
-        return [local_task(name, spec, spec.rows(folder, split, limit), max_new_tokens)], spec.category
+        return [local_task(name, spec, spec.rows(folder, split, limit), max_new_tokens, judge)], spec.category
     files = {key: str(benchmark_file(folder, path)) for key, path in (described.get("files") or {}).items()}
     return known_tasks(name, files, num_fewshot), name
 
@@ -113,7 +114,7 @@ def load_suite(
         elif has_split(name, split, local):
             described = dict(local.get(name) or {})
             with quiet():
-                found, category = _public(name, described, split, folder, max_new_tokens, limit, num_fewshot)
+                found, category = _public(name, described, split, folder, judge, max_new_tokens, limit, num_fewshot)
             tasks += found
             categories |= {task.task_name: category for task in found}
     if not tasks:

@@ -9,9 +9,20 @@ import gzip
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-Judge = Callable[[dict[str, Any], str], bool]
+
+class Judge(Protocol):
+    """Decides whether a written answer is right; see model/benchmarks/judge.py."""
+
+    def __call__(self, row: dict[str, Any], text: str) -> bool: ...
+
+    def passes(self, program: str, tests: str) -> bool:
+        """Whether the program survives its tests in the sandbox."""
+        ...
+
+
+Decide = Callable[[dict[str, Any], str], bool]  # (row, answer) -> right
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
@@ -52,7 +63,7 @@ def _task(name: str, rows: Sequence[dict[str, Any]], **config: Any):
 
 
 def generation_task(
-    name: str, rows: Sequence[dict[str, Any]], question: Callable, gold: Callable, judge: Judge, max_new_tokens: int
+    name: str, rows: Sequence[dict[str, Any]], question: Callable, gold: Callable, judge: Decide, max_new_tokens: int
 ):
     """A task whose answers are generated until EOS and judged right or wrong by `judge(row, text)`."""
     return _task(

@@ -36,6 +36,7 @@ def model_row(inputs: Inputs, model: Model, equal: dict[str, EqualQuality | None
         "parameters": trained["parameters"],
         "val_bits_per_byte": trained["val/bits_per_byte"] if model.has_own_weights else None,
         "one_token": point_figures(evaluation["test"][main], main),
+        "truncated_prompts": evaluation["test"][main].get("truncated_prompts", 0),
         "difference_to_sft": None,
         "threshold": None,
         "many_tokens": None,

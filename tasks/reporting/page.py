@@ -18,6 +18,7 @@ def render(figures: dict[str, Any], inputs: Inputs) -> str:
         trained=TRAINED,
         headlines=headlines(figures),
         cap=wording.cap_sentences(figures["cap"]),
+        truncation=wording.truncation_sentence(figures["models"]),
         speculation=wording.speculation_sentence(figures["speculation"]),
         categories=wording.category_names(figures),
         trade_off=charts.trade_off_chart(figures),

@@ -73,6 +73,12 @@ def speculation_sentence(speculation: dict[str, Any]) -> str:
     return f"{share(identical)} of answers identical; fewer target forwards, at best: {saved}."
 
 
+def truncation_sentence(rows: list[dict[str, Any]]) -> str:
+    """Which models could not read the whole of every prompt; empty where all could."""
+    cut = [f"{row['title']} {row['truncated_prompts']}" for row in rows if row["truncated_prompts"]]
+    return f"Prompts that did not fit the context and lost their beginning: {', '.join(cut)}." if cut else ""
+
+
 def share(fraction: float) -> str:
     """Percent that never rounds up to 100."""
     percent = 100 * fraction
@@ -113,6 +119,7 @@ def as_text(figures: dict[str, Any]) -> str:
             *columns([head, *body]),
             "",
             *columns([["model", *categories], *by_category]),
+            *filter(None, [truncation_sentence(rows)]),
             "",
             "CAP: " + "\n     ".join(cap_sentences(figures["cap"])),
             "Speculative decoding: " + speculation_sentence(figures["speculation"]),

@@ -201,6 +201,25 @@ def test_no_validation_split_means_no_equal_quality_and_an_unresolved_claim(root
     assert "Not resolved" in files["table.txt"]
 
 
+def test_prompts_that_were_cut_are_said_in_the_table_and_on_the_page(root: Path) -> None:
+    assert "did not fit" not in run(root)["table.txt"]
+    change(root, "evaluate/tune_cap.json", lambda value: value["test"]["tokens_per_step=1"].update(truncated_prompts=7))
+    files = run(root)
+    sentence = "Prompts that did not fit the context and lost their beginning: CAP 7."
+    assert sentence in files["table.txt"] and sentence in files["report.html"]
+
+
+def test_a_benchmark_by_likelihood_beside_written_ones_takes_no_part_in_tokens_per_forward(root: Path) -> None:
+    before = compare(read_inputs(root))["cap"]["ratios"]["finetune_diffusion"]
+    for model in MODELS:
+        path = root / f"data/samples/{model.instance}.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        points = {record["point"] for record in records}
+        picks = [{"point": p, "id": "0", "benchmark": "picks", "category": "knowledge", "right": 1.0} for p in points]
+        path.write_text("".join(json.dumps(record) + "\n" for record in [*records, *picks]))
+    assert compare(read_inputs(root))["cap"]["ratios"]["finetune_diffusion"] == before
+
+
 def test_benchmarks_without_written_answers_leave_the_samples_out(root: Path) -> None:
     for model in MODELS:
         path = root / f"data/samples/{model.instance}.jsonl"

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 from table_decoder import TableDecoder
 
 from model.benchmarks.harness import UnmaskLM, run_tasks
+from model.benchmarks.judge import open_judge
 from model.benchmarks.local import LocalBenchmark, final_of, local_task
 from model.benchmarks.suite import load_suite
 from model.benchmarks.task_forms import read_rows
@@ -51,7 +53,7 @@ CHOICE_ROWS = {
 def test_multiple_choice_rows_of_every_shape_are_decided_by_likelihood(tmp_path, tokenizer, shape):
     row, spec = CHOICE_ROWS[shape]
     benchmark = LocalBenchmark.from_dict("quiz", {"path": write(tmp_path / "q.jsonl.gz", [row]), **spec})
-    task = local_task("quiz", benchmark, benchmark.rows(tmp_path, "test"), 16)
+    task = local_task("quiz", benchmark, benchmark.rows(tmp_path, "test"), 16, None)
     right, wrong = (run_tasks(UnmaskLM(tokenizer, likelihood=closest(n)), [task])[0] for n in (99, 0))
     assert (right.right, right.answer, wrong.right, wrong.answer) == (1.0, "b b b b b b", 0.0, "a")
     assert right.question == "s" and right.decoded is None
@@ -82,7 +84,7 @@ def test_wrong_field_names_are_refused_with_the_known_ones(tmp_path):
         LocalBenchmark.from_dict("quiz", {})
     path = write(tmp_path / "q.jsonl", [{"ask": "s", "answer": "#### 1"}])
     with pytest.raises(ValueError, match="no field 'question'; this one has ask, answer"):
-        local_task("quiz", LocalBenchmark(path), read_rows(tmp_path / "q.jsonl"), 16)
+        local_task("quiz", LocalBenchmark(path), read_rows(tmp_path / "q.jsonl"), 16, None)
 
 
 def quiz(tmp_path, rows=10, **spec):
@@ -131,6 +133,31 @@ def test_public_benchmarks_have_no_validation_split_unless_rows_are_set_apart(tm
     assert suite.categories == {"quiz": "mathematics"}
     with pytest.raises(ValueError, match="no validation split"):
         load_suite(["quiz"], "validation", **options)
+
+
+ADD = {"text": "Add them.", "code": "def add(a, b): return a + b", "imports": [], "checks": ["assert add(1, 2) == 3"]}
+PROGRAMS = {
+    "def add(a, b):\n    return a + b": 1.0,
+    "Here it is:\n```python\ndef add(a, b): return a + b\n```\nDone.": 1.0,
+    "```\ndef add(a, b): return a + b": 1.0,  # the answer ran out of tokens
+    "def add(a, b): return a - b": 0.0,
+    "import sys; sys.exit(0)": 0.0,
+    "def add(a, b): exit()": 0.0,
+    "": 0.0,
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux only")
+def test_programs_are_right_when_their_tests_run_to_the_end_in_the_sandbox(tmp_path, tokenizer):
+    write(tmp_path / "sums.jsonl", [ADD])
+    described = {"path": "sums.jsonl", "question": "{text}\n{checks}", "answer": "code", "tests": "imports,checks"}
+    with open_judge() as judge:
+        options = {"folder": tmp_path, "judge": judge, "max_new_tokens": 64, "local": {"sums": described}}
+        suite = load_suite(["sums"], "test", **options)
+        question = "Add them.\nassert add(1, 2) == 3"
+        for program, right in PROGRAMS.items():
+            (sample,) = run_tasks(UnmaskLM(tokenizer, TableDecoder(tokenizer, {question: program})), suite.tasks)
+            assert (sample.question, sample.right) == (question, right), program
 
 
 @pytest.mark.slow  # the harness reads its 14,000 task descriptions
