@@ -7,6 +7,7 @@ that nothing replaces a champion but a promotion. A target version names the dra
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,9 @@ def log_version(stage: Stage, candidate: Candidate) -> str:
     mlflow.set_tracking_uri(tracking_uri(stage.root))
     mlflow.set_registry_uri(tracking_uri(stage.root))
     mlflow.set_experiment(EXPERIMENT)
-    with mlflow.start_run(run_id=stage.tracker.run):
+    with mlflow.start_run(run_id=stage.tracker.run), warnings.catch_warnings():
+        # Type hints on predict would override the signature and drop its parameters; the signature is given, not inferred.
+        warnings.filterwarnings("ignore", message="(?s).*(Add type hints|An input example was not provided)")
         made = mlflow.pyfunc.log_model(
             name=candidate.name,
             python_model=str(stage.root / PROGRAM),
