@@ -128,11 +128,19 @@ def _check_tied(files: WeightFiles, head: str, embedding: str, folder: Path) -> 
         )
 
 
+def is_sharded(network: nn.Module) -> bool:
+    """Whether this process holds only a part of the parameters (DTensor)."""
+    return any(hasattr(parameter, "device_mesh") for parameter in network.parameters())
+
+
 def store(
-    network: nn.Module, config: NetworkConfig, family: Family | None, folder: Path, maximum_shard_bytes: int,
+    network: nn.Module, config: NetworkConfig, family: Family | None, folder: Path | None, maximum_shard_bytes: int,
     dtype: torch.dtype | None = None,
 ) -> None:  # fmt: skip
-    """Writes the network's weights under `folder`, under a family's names or ours, in `dtype` (None: as they are)."""
+    """Writes the network's weights under `folder`, under a family's names or ours, in `dtype` (None: as they are).
+
+    Where processes share the parameters, each must call this, one with a folder and the others with None: they give their parts.
+    """
     tensors = owned(network, config)
     by_name = {
         place.theirs: place
@@ -142,17 +150,22 @@ def store(
     if family is not None and family.stores_tied_head and head is not None:
         embedding = next(place for place in by_name.values() if place.ours == "embedding.weight")
         by_name[head] = Place(head, embedding.ours, embedding.shape, embedding.rows)
+    gathered: dict[str, Tensor] = {}  # one tensor: several stored ones may be parts of it
 
     def read(name: str) -> Tensor:
         place = by_name[name]
-        return (
-            place.part(tensors[place.ours])
-            .detach()
-            .to("cpu", _stored_dtype(tensors[place.ours], dtype), copy=True)
-            .contiguous()
-        )
+        if place.ours not in gathered:
+            gathered.clear()
+            gathered[place.ours] = _whole(tensors[place.ours])
+        part = place.part(gathered[place.ours])
+        return part.to("cpu", _stored_dtype(tensors[place.ours], dtype), copy=True).contiguous()
 
     write_weights(folder, _meta(by_name, tensors, dtype), read, maximum_shard_bytes)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "device_mesh") else tensor
 
 
 def _meta(by_name: Mapping[str, Place], tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from model.checkpoints.families.family import GENERIC_KEYS, Family
-from model.checkpoints.network_weights import empty_network, empty_sharded_network, fill, store
+from model.checkpoints.network_weights import empty_network, empty_sharded_network, fill, is_sharded, store
 from model.checkpoints.source import checkpoint_folder
 from model.checkpoints.tokenizer_fit import fitted
 from model.checkpoints.weight_files import PICKLES, WeightFiles, weight_files
@@ -56,14 +57,14 @@ def save_checkpoint(
 ) -> None:
     """Publish weights, configuration and tokenizer under `folder`, replacing what was there in one rename.
 
+    Where processes share the network (FSDP2), each calls this and the first one writes.
     An export also brings `texts`, files by name, and the `auto_map` that says which of them is its modelling file.
     """
     values = {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **config.to_dict()}
-    with _published(folder) as temporary:
-        _write_json(temporary / "config.json", values | ({"auto_map": dict(auto_map)} if auto_map else {}))
+    values |= {"auto_map": dict(auto_map)} if auto_map else {}
+    with _published(folder, network) as temporary:
         store(network, config, None, temporary, MAXIMUM_SHARD_BYTES, dtype)
-        _copy_tokenizer(tokenizer_folder, temporary)
-        _write_texts(temporary, texts)
+        _write_beside(temporary, values, tokenizer_folder, texts)
 
 
 def export_checkpoint(
@@ -83,12 +84,9 @@ def export_checkpoint(
     """
     layout: Family = resolve("family", family)
     values = layout.write_config(config, str(dtype or network.embedding.weight.dtype).removeprefix("torch."))
-    with _published(folder) as temporary:
-        _write_json(temporary / "config.json", values)
+    with _published(folder, network) as temporary:
         store(network, config, layout, temporary, maximum_shard_bytes, dtype)
-        if tokenizer_folder is not None:
-            _copy_tokenizer(tokenizer_folder, temporary)
-        _write_texts(temporary, texts)
+        _write_beside(temporary, values, tokenizer_folder, texts)
 
 
 def load_config(folder: Path | str) -> NetworkConfig:
@@ -158,8 +156,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _published(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place when the block ends without an error."""
+def _published(folder: Path, network: Transformer) -> Iterator[Path | None]:
+    """A new folder beside `folder` that takes its place when the block ends without an error.
+
+    Where processes share the network, all come here and only the first one has a folder; none goes on before it stands.
+    """
+    shared = is_sharded(network)
+    if shared and distributed.get_rank() > 0:
+        yield None
+        distributed.barrier()
+        return
     temporary = folder.with_name(folder.name + ".writing")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -174,18 +180,19 @@ def _published(folder: Path) -> Iterator[Path]:
         os.replace(folder, before)
     os.replace(temporary, folder)
     shutil.rmtree(before, ignore_errors=True)
+    if shared:
+        distributed.barrier()
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_texts(folder: Path, texts: Mapping[str, str] | None) -> None:
+def _write_beside(
+    folder: Path | None, values: dict[str, Any], tokenizer_folder: Path | None, texts: Mapping[str, str] | None
+) -> None:
+    """config.json, the tokenizer's files and any texts beside the weights; nothing without a folder."""
+    if folder is None:
+        return
+    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name in _TOKENIZER_FILES:
+        if tokenizer_folder is not None and (tokenizer_folder / name).exists():
+            shutil.copyfile(tokenizer_folder / name, folder / name)
     for name, text in (texts or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)

@@ -161,15 +161,20 @@ def _shards(index: Path) -> list[Path]:
 
 
 def write_weights(
-    folder: Path, shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], maximum_shard_bytes: int
+    folder: Path | None, shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], maximum_shard_bytes: int
 ) -> None:
     """model.safetensors, or shards with an index when it would exceed the maximum; one shard is in memory at a time.
 
-    `shapes` are meta tensors by stored name; `read` gives the tensor itself when its turn comes.
+    `shapes` are meta tensors by stored name; `read` gives the tensor itself when its turn comes. Without a folder everything is
+    read, in the same order, and nothing written.
     """
     split = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=maximum_shard_bytes)
     for name, members in split.filename_to_tensors.items():
-        save_file({member: read(member) for member in members}, folder / name, metadata={"format": "pt"})
-    if split.is_sharded:
+        if folder is None:
+            for member in members:
+                read(member)
+        else:
+            save_file({member: read(member) for member in members}, folder / name, metadata={"format": "pt"})
+    if folder is not None and split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
         (folder / INDEXES[0]).write_text(json.dumps(index, indent=2) + "\n")

@@ -10,7 +10,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from model.checkpoints.families.rope import read_scaling
 from model.checkpoints.store import export_checkpoint, load_checkpoint
 from model.network.masks import AttentionPattern
 
@@ -66,3 +68,25 @@ def test_logits_are_those_of_transformers_and_an_export_loads_there(name, tmp_pa
         export_checkpoint(tmp_path / "out", checkpoint.network, checkpoint.config, checkpoint.family)
         again = type(theirs).from_pretrained(tmp_path / "out").eval()
         assert torch.equal(again(tokens).logits, want)
+
+
+@pytest.mark.parametrize(
+    "scaling, positions, base",
+    [
+        (YARN | {"original_max_position_embeddings": 32768}, 131072, 1e6),  # Qwen2.5 and Qwen3 as their cards show it
+        (YARN | {"original_max_position_embeddings": 4096, "factor": 16.0, "beta_fast": 64.0}, 65536, 1e4),
+        (LLAMA3 | {"original_max_position_embeddings": 8192}, 131072, 5e5),  # Llama 3.1
+    ],
+)
+def test_scaled_frequencies_are_those_of_transformers_at_published_sizes(scaling, positions, base):
+    config = LlamaConfig(
+        hidden_size=4096, num_attention_heads=32, max_position_embeddings=positions,
+        rope_parameters=scaling | {"rope_theta": base},
+    )  # fmt: skip
+    want, magnitude = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, torch.device("cpu"))
+    ours = read_scaling(scaling, positions)
+    plain = base ** -(torch.arange(0, 128, 2, dtype=torch.float64) / 128)
+    assert torch.allclose(ours.frequencies(plain, base, 128).float(), want, rtol=1e-6, atol=0)
+    assert ours.magnitude == pytest.approx(magnitude)
+    kept = (ours.frequencies(plain, base, 128) == plain).sum()
+    assert 0 < kept < 63  # some dimensions keep their frequency, some do not

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from model.checkpoints.store import Checkpoint, export_checkpoint, load_checkpoint
 from model.network.experts import mixtures
 from model.network.masks import AttentionPattern
+from model.network.transformer import Transformer
+from model.registry import resolve
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 FAMILIES = {
@@ -118,6 +120,23 @@ def test_a_trainers_pt_file_is_the_same_network_as_its_safetensors():
     )
     for key, value in from_safetensors.items():
         assert torch.equal(from_pt[key], value), key
+
+
+def test_a_grouped_llada_with_a_larger_table_is_written_and_read(tmp_path):
+    values = json.loads((FIXTURES / "llada-tiny/config.json").read_text())
+    config = resolve("family", "llada").read_config(
+        values | {"n_kv_heads": 2, "vocab_size": 150, "embedding_size": 160}
+    )
+    network = Transformer(config).eval()
+    network.initialise(torch.Generator().manual_seed(0))
+    export_checkpoint(tmp_path, network, config, "llada")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["model.transformer.wte.weight"].shape == stored["model.transformer.ff_out.weight"].shape == (160, 64)
+    assert stored["model.transformer.blocks.0.k_proj.weight"].shape == (32, 64)
+    again = load_checkpoint(tmp_path)
+    assert again.config == config
+    for key, value in network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("attention", ["block_causal", "bidirectional"])
