@@ -14,11 +14,15 @@ DRAWS = ("iid_t", "exact_count")
 
 @dataclass(frozen=True)
 class HidingConfig:
-    """Which law draws what is hidden; t is clipped to [minimum_fraction, maximum_fraction] under `iid_t`."""
+    """Which law draws what is hidden; t is clipped to [minimum_fraction, maximum_fraction] under `iid_t` (the bandwidth).
+
+    complementary (LLaDA 2.0): beside x_t the network reads its inverse, t' = 1 - t, so that every maskable token is hidden once.
+    """
 
     draw: str = "iid_t"
     minimum_fraction: float = 0.001
     maximum_fraction: float = 0.999
+    complementary: bool = False
 
     def __post_init__(self) -> None:
         if self.draw not in DRAWS:
@@ -28,6 +32,20 @@ class HidingConfig:
                 f"the hidden share must satisfy 0 < minimum_fraction ({self.minimum_fraction}) < "
                 f"maximum_fraction ({self.maximum_fraction}) <= 1"
             )
+        if self.complementary and (self.draw != "iid_t" or self.maximum_fraction == 1.0):
+            raise ValueError(
+                f"hiding.complementary needs draw iid_t and maximum_fraction below 1 (got {self.draw}, {self.maximum_fraction}): "
+                "the inverse hides a share of 1 - t and is weighted by its reciprocal"
+            )
+
+
+def complement(
+    hidden: Bool[Tensor, "batch length"],
+    maskable: Bool[Tensor, "batch length"],
+    weights: Float[Tensor, "batch length"],
+) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch length"]]:
+    """What the inverse hides, every maskable token that `hidden` shows, and its loss weight 1 / (1 - t)."""
+    return maskable & ~hidden, 1.0 / (1.0 - 1.0 / weights)
 
 
 def draw_hidden(

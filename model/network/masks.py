@@ -26,7 +26,8 @@ class AttentionPattern:
     documents: Int[Tensor, "batch rows"]  # -1 = padding
     positions: Int[Tensor, "batch rows"]  # inside the document
     block_tokens: int = 1
-    noisy: Bool[Tensor, "batch rows"] | None = None  # only for block_diffusion: rows of x_t
+    # Only for block_diffusion: rows of x_t; where there are several x_t of one x_0, the number of the copy and 0 for x_0.
+    noisy: Bool[Tensor, "batch rows"] | Int[Tensor, "batch rows"] | None = None
 
     def allowed(self) -> Bool[Tensor, "batch 1 rows rows"]:
         """The dense matrix [batch, 1, query, key]; padding rows see themselves alone, so that no softmax is empty."""
@@ -52,8 +53,8 @@ class AttentionPattern:
         # With rank = 2 * block (+ 1 for a clean row), a key is visible when it is the query's own (same block, same half)
         # or a clean key whose block lies before (noisy query) or not after (clean query): one comparison each.
         noisy_query, noisy_key = self.noisy[:, :, None], self.noisy[:, None, :]
-        own = noisy_query & noisy_key & (query == key)
-        earlier = ~noisy_key & (key < query + (~noisy_query).long())
+        own = (noisy_query == noisy_key) & (noisy_key != 0) & (query == key)
+        earlier = (noisy_key == 0) & (key < query + (noisy_query == 0).long())
         return own | earlier
 
 
@@ -62,3 +63,9 @@ def reading_pattern(
 ) -> AttentionPattern:
     """The pattern with which a network of attention `kind` reads plain (not doubled) rows."""
     return AttentionPattern(kind, documents, positions, block_tokens)
+
+
+def asked_columns(asked: Bool[Tensor, "batch rows"]) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
+    """The asked columns of every row in order, padded to the row with most of them, and which are not padding."""
+    columns = (~asked).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(asked.sum(1).max()))]
+    return columns, asked.gather(1, columns)

@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from model.network.cache import Placement
 from model.network.config import NetworkConfig
+from model.network.documents import DocumentMasks, FlatDocuments
 from model.network.experts import MixtureOfExperts
 from model.network.feed_forward import FeedForward, StackedLinear
-from model.network.masks import AttentionPattern
+from model.network.masks import AttentionPattern, asked_columns
 from model.network.norms import RMSNorm
 from model.network.rotary import Rotary, rotate
 
@@ -36,13 +37,14 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch rows hidden"],
         turn: tuple[Tensor, Tensor],
-        allowed: Bool[Tensor, "batch 1 rows keys"] | Placement,
+        allowed: Bool[Tensor, "batch 1 rows keys"] | Placement | DocumentMasks,
         layer: int,
         columns: Int[Tensor, "batch asked"] | None,
     ) -> Float[Tensor, "batch asked hidden"]:
         """The attention output, of the asked columns alone when given.
 
-        `allowed` says who attends to whom, or where in a cache the rows stand. Keys are cached rotated: positions never change.
+        `allowed` says who attends to whom, where in a cache the rows stand, or which documents they are. Keys are cached rotated:
+        positions never change.
         """
         key_value = self._heads(x, slice(self.heads, None))
         key, value = key_value.split(self.shared, dim=1)
@@ -50,10 +52,10 @@ class Attention(nn.Module):
         if columns is not None:
             x = _take(x, columns)
             turn = (_take(turn[0][:, 0], columns)[:, None], _take(turn[1][:, 0], columns)[:, None])
-            if not isinstance(allowed, Placement):
+            if isinstance(allowed, Tensor):
                 allowed = _take(allowed[:, 0], columns)[:, None]
         query = self._turned(self._heads(x, slice(0, self.heads)), self.query_norm, turn)
-        if isinstance(allowed, Placement):
+        if not isinstance(allowed, Tensor):
             mixed = allowed.attend(layer, query, key, value, columns)
         else:
             mixed = functional.scaled_dot_product_attention(
@@ -91,7 +93,7 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         turn: tuple[Tensor, Tensor],
-        allowed: Tensor | Placement,
+        allowed: Tensor | Placement | DocumentMasks,
         index: int,
         asked: Bool[Tensor, "batch rows"] | Int[Tensor, " asked"] | None = None,
     ) -> Tensor:
@@ -99,7 +101,7 @@ class Layer(nn.Module):
         if asked is None:
             x = x + self.attention(self.attention_norm(x), turn, allowed, index, None)
         elif asked.dtype == torch.bool:
-            columns, real = _asked_columns(asked)
+            columns, real = asked_columns(asked)
             mixed = self.attention(self.attention_norm(x), turn, allowed, index, columns)
             x = x[asked] + mixed[real]
         else:  # indices into a flat line of tokens, known to the caller: no device has to be asked how many
@@ -109,12 +111,6 @@ class Layer(nn.Module):
 
 def _dense(config: NetworkConfig) -> nn.Module:
     return FeedForward(config.hidden_size, config.feed_forward_size, config.feed_forward_bias)
-
-
-def _asked_columns(asked: Bool[Tensor, "batch rows"]) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
-    """The asked columns of every row in order, padded to the row with most of them, and which are not padding."""
-    columns = (~asked).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(asked.sum(1).max()))]
-    return columns, asked.gather(1, columns)
 
 
 class Transformer(nn.Module):
@@ -144,7 +140,7 @@ class Transformer(nn.Module):
         self,
         tokens: Int[Tensor, "batch rows"],
         positions: Int[Tensor, "batch rows"],
-        pattern: AttentionPattern | Bool[Tensor, "batch 1 rows keys"],
+        pattern: AttentionPattern | FlatDocuments | Bool[Tensor, "batch 1 rows keys"],
         embedding_noise: Float[Tensor, "batch rows hidden"] | None = None,
         asked: Bool[Tensor, "batch rows"] | None = None,
     ) -> Float[Tensor, "..."]:
@@ -153,7 +149,9 @@ class Transformer(nn.Module):
         With `asked` the result is [num_asked, hidden] in row-major order, and the last layer computes no other row: an objective
         that grades a quarter of the rows saves most of a layer.
         """
-        allowed = pattern.allowed() if isinstance(pattern, AttentionPattern) else pattern
+        allowed = pattern if isinstance(pattern, Tensor) else pattern.allowed()
+        if isinstance(allowed, DocumentMasks) and asked is not None:
+            asked = asked[0].nonzero()[:, 0]
         return self._run(tokens, positions, allowed, embedding_noise, asked)
 
     def forward_cached(
@@ -166,7 +164,7 @@ class Transformer(nn.Module):
         """Normalised hidden states of the asked tokens of a flat line that reads, and writes, a cache."""
         return self._run(tokens[None], positions[None], placement, None, asked)
 
-    def _run(self, tokens, positions, allowed: Tensor | Placement, embedding_noise, asked) -> Tensor:
+    def _run(self, tokens, positions, allowed: Tensor | Placement | DocumentMasks, embedding_noise, asked) -> Tensor:
         x = self.embedding(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise

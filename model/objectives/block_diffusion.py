@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from model.network.masks import AttentionPattern
-from model.noise import HidingConfig, draw_hidden
+from model.network.documents import FlatDocuments
+from model.noise import HidingConfig, complement, draw_hidden
+from model.objectives.flat import document_numbers, flat_rows
 from model.objectives.objective import Head, Terms, View, diffusion_counts, diffusion_terms
 from model.text.batch import Batch
 
@@ -30,34 +31,33 @@ class BlockDiffusion:
         return {"diffusion": 1.0, "accuracy": 0.0}
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
-        """Noisy copies of the blocks with graded tokens, then the clean row. Documents start on the block grid."""
+        """Noisy copies of the blocks with graded tokens, clean ones of the blocks before. Documents start on the block grid."""
         length = batch.tokens.shape[1]
+        if length % self.block_tokens:
+            raise ValueError(
+                f"rows of {length} tokens are not a multiple of block_tokens {self.block_tokens}: choose one that divides"
+            )
         blocks = torch.arange(length, device=batch.tokens.device).div(self.block_tokens, rounding_mode="floor")
         segments = blocks.expand(batch.tokens.shape)
         hidden, weights = draw_hidden(segments, batch.graded, self.hiding, rng)
-        copied, real = noisy_columns(batch.graded, self.block_tokens)
-
-        def noisy(values: Tensor) -> Tensor:
-            return values.gather(1, copied)
-
-        graded = noisy(hidden) & real
-        tokens = torch.where(graded, self.mask_token_id, noisy(batch.tokens))
-        clean = torch.zeros_like(batch.graded)
-        pattern = AttentionPattern(
-            "block_diffusion",
-            torch.cat((torch.where(real, noisy(batch.documents), -1), batch.documents), 1),
-            torch.cat((noisy(batch.positions), batch.positions), 1),
-            self.block_tokens,
-            torch.cat((torch.ones_like(real), clean), 1),
-        )
+        copied, clean = needed_copies(batch, document_numbers(batch), segments)
+        draws = [(hidden, weights)]
+        if self.hiding.complementary:  # a second noisy copy that shares the clean one
+            draws.append(complement(hidden, batch.graded, weights))
+        rows = flat_rows(document_numbers(batch), *[copied] * len(draws), clean)
+        is_copy = [(rows.real & (rows.copy == number))[None] for number in range(len(draws))]
+        noisy = sum(mask.long() * (number + 1) for number, mask in enumerate(is_copy))
+        graded = torch.stack([rows.take(drawn) & mask for (drawn, _), mask in zip(draws, is_copy, strict=True)]).any(0)
+        weight = sum(rows.take(own) * mask for (_, own), mask in zip(draws, is_copy, strict=True))
+        targets, positions = rows.take(batch.tokens), rows.take(batch.positions)
         return View(
-            tokens=torch.cat((tokens, batch.tokens), 1),
-            positions=pattern.positions,
-            pattern=pattern,
-            graded=torch.cat((graded, clean), 1),
-            targets=noisy(batch.tokens)[graded],
-            weights=noisy(weights)[graded],
-            maskable=batch.graded.sum().float(),
+            tokens=torch.where(graded, self.mask_token_id, targets),
+            positions=positions,
+            pattern=FlatDocuments("block_diffusion", rows.groups, positions, rows.real[None], self.block_tokens, noisy),
+            graded=graded,
+            targets=targets[graded],
+            weights=weight[graded],
+            maskable=len(draws) * batch.graded.sum().float(),
         )
 
     def score(self, hidden, head: Head, view: View) -> Terms:
@@ -69,18 +69,15 @@ class BlockDiffusion:
         return diffusion_counts(view)
 
 
-def noisy_columns(
-    graded: Bool[Tensor, "batch length"], block_tokens: int
-) -> tuple[Int[Tensor, "batch copied"], Bool[Tensor, "batch copied"]]:
-    """Columns of every row that need a noisy copy, row by row in order, padded to the longest row; and which are real."""
-    batch, length = graded.shape
-    if length % block_tokens:
-        raise ValueError(
-            f"rows of {length} tokens are not a multiple of block_tokens {block_tokens}: choose one that divides"
-        )
-    needed = graded.view(batch, -1, block_tokens).any(-1)
-    order = (~needed).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(needed.sum(1).max())]
-    real = needed.gather(1, order)
-    inside = torch.arange(block_tokens, device=graded.device)
-    columns = (order[:, :, None] * block_tokens + inside).flatten(1)
-    return columns, real.repeat_interleave(block_tokens, 1)
+def needed_copies(
+    batch: Batch, documents: Int[Tensor, "batch length"], blocks: Int[Tensor, "batch length"]
+) -> tuple[Bool[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+    """Noisy copies: tokens of blocks with a graded one. Clean copies: tokens before the last such block of their document."""
+    real = documents >= 0
+    most = int(blocks.max()) + 1
+    graded_blocks = torch.zeros(len(blocks), most, dtype=torch.bool, device=blocks.device)
+    graded_blocks = graded_blocks.scatter_reduce_(1, blocks, batch.graded, "amax")
+    copied = graded_blocks.gather(1, blocks) & real
+    last = torch.full((int(documents.max()) + 2,), -1, device=blocks.device)  # of -1, padding, too
+    last.scatter_reduce_(0, (documents + 1).flatten(), torch.where(copied, blocks, -1).flatten(), "amax")
+    return copied, real & (blocks < last[documents + 1])

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from model.network.masks import AttentionPattern
-from model.noise import HidingConfig, draw_hidden
+from model.network.documents import FlatDocuments
+from model.noise import HidingConfig, complement, draw_hidden
+from model.objectives.flat import document_numbers, flat_rows, with_graded
 from model.objectives.objective import Head, Terms, View, diffusion_counts, diffusion_terms
 from model.text.batch import Batch
 
@@ -29,10 +30,23 @@ class MaskedDiffusion:
         """The batch with a share t of each document's graded tokens replaced by the mask token, read bidirectionally."""
         segments = batch.documents.clamp_min(0)
         hidden, weights = draw_hidden(segments, batch.graded, self.hiding, rng)
-        tokens = torch.where(hidden, self.mask_token_id, batch.tokens)
-        pattern = AttentionPattern("bidirectional", batch.documents, batch.positions)
-        maskable = batch.graded.sum().float()
-        return View(tokens, batch.positions, pattern, hidden, batch.tokens[hidden], weights[hidden], maskable)
+        if self.hiding.complementary:
+            inverse, inverse_weights = complement(hidden, batch.graded, weights)
+            hidden, weights = torch.cat((hidden, inverse)), torch.cat((weights, inverse_weights))
+            batch = Batch(*(torch.cat((values, values)) for values in batch.tensors()))
+        documents = document_numbers(batch)
+        rows = flat_rows(documents, with_graded(documents, batch.graded))
+        graded, targets = rows.take(hidden), rows.take(batch.tokens)
+        pattern = FlatDocuments("bidirectional", rows.groups, rows.take(batch.positions), rows.real[None])
+        return View(
+            tokens=torch.where(graded, self.mask_token_id, targets),
+            positions=pattern.positions,
+            pattern=pattern,
+            graded=graded,
+            targets=targets[graded],
+            weights=rows.take(weights)[graded],
+            maskable=batch.graded.sum().float(),
+        )
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """Weighted cross-entropy on the hidden tokens."""

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from pathlib import Path
+from typing import Any
 
 END, HIDDEN = "■", "░"
 # How a token came to stand where it stands: revealed by a forward of the target, guessed and confirmed by it, guessed wrongly
@@ -78,8 +76,11 @@ def _piece(marks: Sequence[Mark], texts: Texts) -> Piece:
     return Piece(text, last.revealed_at, last.confidence, is_end, last.how, earlier)
 
 
-def text_of_tokens(tokenizer: "Tokenizer") -> Texts:
+def text_of_tokens(tokenizer_file: Path) -> Texts:
     """A function from a tuple of ids to (text, whether it is a special token such as the end of the answer)."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
 
     @cache
     def texts(ids: tuple[int, ...]) -> tuple[str, bool]:

@@ -154,32 +154,65 @@ def test_a_block_as_long_as_the_row_is_plain_masked_diffusion():
     assert float(loss_of(net, whole, data, 2)) == pytest.approx(float(loss_of(net, plain, data, 2)), rel=1e-6)
 
 
-def test_copying_only_the_answers_blocks_changes_neither_loss_nor_gradient():
-    data, objective = batch(length=16, prompt=6), BlockDiffusion(MASK, BLOCK)
-    rng = torch.Generator().manual_seed(4)
-    view = objective.corrupt(data, rng)
-    assert view.tokens.shape[1] == 16 + 12  # the first block is all prompt: no copy
-    everything = Batch(data.tokens, data.documents, data.positions, data.graded)
-    net, full = network(), network()
-    hidden, weights = draw_hidden(
-        torch.arange(16).div(BLOCK, rounding_mode="floor").expand(3, -1),
-        data.graded,
-        objective.hiding,
-        torch.Generator().manual_seed(4),
-    )
-    tokens = torch.cat((torch.where(hidden, MASK, data.tokens), everything.tokens), 1)
+def packed() -> Batch:
+    """Two rows of two documents each, prompts and padding included; documents start on the block grid."""
+    lengths, prompts = ((10, 4), (3, 8)), ((5, 1), (2, 0))
+    tokens = torch.randint(0, MASK, (2, 20), generator=torch.Generator().manual_seed(1))
+    documents, positions, graded = torch.full((2, 20), -1), torch.zeros(2, 20).long(), torch.zeros(2, 20).bool()
+    for row in range(2):
+        for number, begin in enumerate((0, 12)):
+            length, prompt = lengths[row][number], prompts[row][number]
+            here = slice(begin, begin + length)
+            documents[row, here], positions[row, here] = number, torch.arange(length)
+            graded[row, begin + prompt : begin + length] = True
+    return Batch(tokens, documents, positions, graded)
+
+
+def dense_sum(net, data: Batch, hidden, weights) -> torch.Tensor:
+    """Weighted cross-entropy of block diffusion as it is published: [x_t ; x_0] of the whole padded row, one dense mask."""
+    length = data.tokens.shape[1]
+    tokens = torch.cat((torch.where(hidden, MASK, data.tokens), data.tokens), 1)
+    noisy = (torch.arange(2 * length) < length).expand(len(tokens), -1)
     positions = data.positions.repeat(1, 2)
-    noisy = (torch.arange(32) < 16).expand(3, -1)
-    pattern = AttentionPattern("block_diffusion", torch.zeros_like(tokens), positions, BLOCK, noisy)
-    states = full.head(full(tokens, positions, pattern)[:, :16][hidden])
-    losses = torch.nn.functional.cross_entropy(states.float(), data.tokens[hidden], reduction="none")
-    reference = (losses * weights[hidden]).sum() / data.graded.sum()
+    pattern = AttentionPattern("block_diffusion", data.documents.repeat(1, 2), positions, BLOCK, noisy)
+    logits = net.head(net(tokens, positions, pattern)[:, :length][hidden]).float()
+    losses = torch.nn.functional.cross_entropy(logits, data.tokens[hidden], reduction="none")
+    return (losses * weights[hidden]).sum()
+
+
+@pytest.mark.parametrize("data", [batch(length=16, prompt=6), packed()], ids=["one document a row", "packed"])
+@pytest.mark.parametrize("complementary", [False, True])
+def test_reading_only_what_matters_changes_neither_loss_nor_gradient(data, complementary):
+    objective = BlockDiffusion(MASK, BLOCK, HidingConfig("iid_t", 0.2, 0.8, complementary))
+    net, full = network(), network()
+    blocks = torch.arange(data.tokens.shape[1]).div(BLOCK, rounding_mode="floor").expand(len(data.tokens), -1)
+    hidden, weights = draw_hidden(blocks, data.graded, objective.hiding, torch.Generator().manual_seed(4))
+    reference = dense_sum(full, data, hidden, weights) / data.graded.sum()
+    if complementary:
+        inverse = dense_sum(full, data, data.graded & ~hidden, 1 / (1 - 1 / weights)) / data.graded.sum()
+        reference = (reference + inverse) / 2
     found = loss_of(net, objective, data, 4)
     found.backward()
     reference.backward()
     assert float(found) == pytest.approx(float(reference), rel=1e-6)
     for ours, theirs in zip(net.parameters(), full.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
+def test_rows_that_nothing_looks_at_are_not_read():
+    view = BlockDiffusion(MASK, BLOCK).corrupt(batch(length=16, prompt=6), torch.Generator().manual_seed(4))
+    # The first block is all prompt and needs no noisy copy, nothing looks at a clean copy of the last; padded to 32 rows each.
+    assert int(view.pattern.real.sum()) == 3 * (12 + 12) and view.tokens.shape[1] == 3 * 32
+
+
+@pytest.mark.parametrize("name", ["masked", "block"])
+def test_complementary_copies_hide_every_graded_token_exactly_once(name):
+    hiding, data = HidingConfig("iid_t", 0.05, 0.95, complementary=True), packed()
+    objective = MaskedDiffusion(MASK, hiding) if name == "masked" else BlockDiffusion(MASK, BLOCK, hiding)
+    view = objective.corrupt(data, torch.Generator().manual_seed(7))
+    assert torch.equal(view.targets.sort().values, data.tokens[data.graded].sort().values)
+    assert int(view.maskable) == 2 * int(data.graded.sum()) and (view.tokens[view.graded] == MASK).all()
+    assert (view.weights >= 1 / 0.951).all() and (view.weights <= 1 / 0.049).all()
 
 
 def test_right_guesses_carry_no_gradient_only_their_entropy_does():
@@ -232,6 +265,9 @@ def test_every_segment_hides_something_and_nothing_unmaskable(draw):
 def test_wrong_settings_are_refused_with_the_rule():
     with pytest.raises(ValueError, match="minimum_fraction"):
         HidingConfig("iid_t", 0.9, 0.1)
+    for draw, maximum in (("exact_count", 0.9), ("iid_t", 1.0)):
+        with pytest.raises(ValueError, match="complementary"):
+            HidingConfig(draw, 0.1, maximum, complementary=True)
     with pytest.raises(ValueError, match="multiple of block_tokens"):
         BlockDiffusion(MASK, 5).corrupt(batch(), torch.Generator())
     with pytest.raises(ValueError, match="forward, reverse"):
