@@ -62,7 +62,7 @@ def world_of(config: WorldConfig) -> World:
 
 
 def documents(config: WorldConfig, count: int, stream: int = 0) -> Iterator[dict]:
-    """`count` rows {"text"} for pretraining: facts, and worked examples of training questions; never a question."""
+    """`count` rows {"text"} for pretraining: facts, and training questions with how they are worked out."""
     rng = Random(f"toy_world documents {config} {stream}")
     voice = Voice(world_of(config), config.language, rng)
     tasks = list(TASKS.values())

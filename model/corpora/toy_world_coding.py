@@ -21,9 +21,6 @@ class _Program(Task):
     def code(self, voice: Voice, params: tuple) -> str:
         raise NotImplementedError
 
-    def setting(self, voice: Voice, params: tuple) -> str:
-        return f"{voice.say('trace_set')}\n{self.code(voice, params)}\n"
-
     def ask(self, voice: Voice, params: tuple) -> str:
         return voice.say("trace_ask")
 

@@ -23,9 +23,9 @@ def document(voice: Voice, tasks: list[Task], level: int, worked_fraction: float
 
 
 def _worked(voice: Voice, task: Task, level: int) -> str:
-    """What is given and how it is worked out; neither a question nor a marked final answer."""
+    """A question of the training split and how it is worked out, without a marked final answer."""
     params = draw_from(task, "train", voice.world, level, voice.rng)
-    return voice.join([task.setting(voice, params), *task.work(voice, params)]).strip()
+    return f"{task.question(voice, params)}\n{voice.join(task.work(voice, params))}".strip()
 
 
 def _person(voice: Voice) -> list[str]:

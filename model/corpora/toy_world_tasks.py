@@ -89,7 +89,7 @@ class Task:
     def answer(self, voice: Voice, params: tuple) -> tuple[str, str]:
         """(worked answer whose last line is '#### final', final)."""
         final = self.final(voice, params)
-        return f"{voice.join(self.work(voice, params))}\n#### {final}", final
+        return f"{voice.join([voice.say('opening'), *self.work(voice, params)])}\n#### {final}", final
 
     def extras(self, params: tuple) -> dict:
         """More fields of a question's row."""

@@ -1,6 +1,6 @@
 """The English of the small world: names, and several phrasings of everything that is ever said.
 
-The vocabulary is small on purpose: a byte-level BPE of 512 entries should have nearly one token per word.
+The vocabulary is small on purpose: a byte-level BPE of 768 entries has one token per word.
 """
 
 PEOPLE = """
@@ -15,7 +15,7 @@ ENGLISH = {
     "clause_and": " and ",
     "route": " to ",
     "stop": ".",
-    "two_turn_characters": 175,  # questions and answers up to this long may follow another turn
+    "two_turn_characters": 200,  # questions and answers up to this long may follow another turn
     "passage_characters": 105,  # worked passages shorter than this get another one
     "names": {
         "people": PEOPLE.split(),
@@ -34,6 +34,7 @@ ENGLISH = {
         "list": ["x", "y", "z"],
     },
     "phrases": {
+        "opening": ["Let us work it out.", "Let us see, step by step.", "We go step by step here."],
         # facts
         "link": ["{a}'s {link} is {b}.", "The {link} of {a} is {b}.", "{b} is the {link} of {a}."],
         "home": ["{a} lives in {x}.", "The home of {a} is {x}.", "{a}'s home is {x}."],
@@ -109,7 +110,6 @@ ENGLISH = {
         "day_end": ["So it is {d}.", "That gives {d}."],
         # traced programs
         "trace_ask": ["What does it print?", "What will it print?"],
-        "trace_set": ["The code:"],
         "trace_number": ["{v} is {n}.", "{v} = {n}."],
         "trace_step": ["{v} = {e} = {sum}.", "{e} is {sum}, so {v} = {n}."],
         "trace_print": ["It gives {e} = {sum}.", "{e} is {sum}."],

@@ -15,7 +15,7 @@ CHINESE = {
     "clause_and": "，",
     "route": "到",
     "stop": "。",
-    "two_turn_characters": 105,  # questions and answers up to this long may follow another turn
+    "two_turn_characters": 115,  # questions and answers up to this long may follow another turn
     "passage_characters": 65,  # worked passages shorter than this get another one
     "names": {
         "people": PEOPLE.split(),
@@ -34,6 +34,7 @@ CHINESE = {
         "list": ["x", "y", "z"],
     },
     "phrases": {
+        "opening": ["我们一步一步来。", "我们来想一想。", "下面一步一步算。"],
         # facts
         "link": ["{a}的{link}是{b}。", "{b}是{a}的{link}。"],
         "home": ["{a}住在{x}。", "{a}的家在{x}。"],
@@ -105,7 +106,6 @@ CHINESE = {
         "day_end": ["所以是{d}。", "答案是{d}。"],
         # traced programs
         "trace_ask": ["它打印什么？", "这会打印什么？"],
-        "trace_set": ["程序："],
         "trace_number": ["{v} 是 {n}。", "{v} = {n}。"],
         "trace_step": ["{v} = {e} = {sum}。", "{e} 是 {sum}，所以 {v} = {n}。"],
         "trace_print": ["打印 {e} = {sum}。", "{e} 是 {sum}。"],

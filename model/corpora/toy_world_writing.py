@@ -99,7 +99,7 @@ class Writing(Task):
 
     def answer(self, voice: Voice, params: tuple) -> tuple[str, str]:
         steps, program = self._solve(voice, params)
-        return f"{voice.join(steps)}\n#### {program}", program
+        return f"{voice.join([voice.say('opening'), *steps])}\n#### {program}", program
 
     def final(self, voice: Voice, params: tuple) -> str:
         return self._solve(voice, params)[1]

@@ -242,9 +242,11 @@ def test_conversations_share_the_benchmarks_evenly_and_some_have_two_turns():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_documents_state_and_never_ask(language):
+def test_documents_state_facts_or_work_questions_out_and_mark_no_final_answer(language):
     texts = [row["text"] for row in documents(WorldConfig(language=language), 2000)]
-    assert not any(mark in text for text in texts for mark in ("?", "？", "#"))
+    assert not any("#" in text for text in texts)
+    asking = sum("?" in text or "？" in text for text in texts) / len(texts)
+    assert 0.1 < asking < 0.9
     assert all(text == text.strip() and text for text in texts)
     assert len(set(texts)) > 0.99 * len(texts)
 
