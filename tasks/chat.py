@@ -59,6 +59,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-q", "--question", help="ask this and end")
     parser.add_argument("--system", help="a system message that opens every conversation")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a page on which the answers appear again")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely tokens (default)")
+    parser.add_argument("--top-p", type=float, help="draw from the most likely tokens that together reach this share")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws: the same seed gives the same answers")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default 128)")
     parser.add_argument(
         "--pace", type=float, default=PACE_SECONDS,
@@ -72,10 +75,12 @@ def run(options: argparse.Namespace) -> int:
     check(options)
     from rich.console import Console
 
+    from model.samplers.sampling import Sampling
     from tasks.chatting.screen import legend
     from tasks.chatting.voices import open_voices
 
-    voices = open_voices(options.compare or [options.voice or ""])
+    sampling = Sampling(temperature=options.temperature, top_p=options.top_p, seed=options.seed)
+    voices = open_voices(options.compare or [options.voice or ""], sampling)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     if console.is_terminal:
         console.print(legend())

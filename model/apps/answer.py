@@ -8,6 +8,7 @@ from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.samplers.decode import make_decoder
 from model.samplers.guesses import Guesser
 from model.samplers.results import Decoded
+from model.samplers.sampling import GREEDY, Sampling
 from model.text.tokenizer import CHAT_TEMPLATE, ROLES, encode_conversation, load_tokenizer
 
 if TYPE_CHECKING:
@@ -21,9 +22,15 @@ Answerer = Callable[[list[Turns]], list[str]]
 class Assistant:
     """A checkpoint that answers conversations under one decoding policy, plainly or speculatively."""
 
-    def __init__(self, checkpoint: Checkpoint, policy: dict[str, Any] | None = None, guesser: Guesser | None = None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        policy: dict[str, Any] | None = None,
+        guesser: Guesser | None = None,
+        sampling: Sampling = GREEDY,
+    ) -> None:
         self.checkpoint, self.tokenizer = checkpoint, load_tokenizer(str(checkpoint.folder))
-        self._decode = make_decoder(checkpoint.network, policy or DEFAULT_POLICY, guesser=guesser)
+        self._decode = make_decoder(checkpoint.network, policy or DEFAULT_POLICY, guesser=guesser, sampling=sampling)
 
     @property
     def is_causal(self) -> bool:

@@ -28,7 +28,8 @@ def checkpoint_folder(source: Path | str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{source} is no folder here, and the Hugging Face hub cannot give it ({error}). Check the name, the network "
+            f"{source} is no folder here, and the Hugging Face hub cannot give it ({reason}). Check the name, the network "
             "connection and, for a gated model, `hf auth login`"
         ) from error

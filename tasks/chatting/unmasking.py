@@ -78,7 +78,7 @@ class Unmasking:
 def speak(voice: Voice, prompt: list[int], max_new_tokens: int, show: Show) -> Answer:
     """The voice's answer, shown after every step; Ctrl-C ends it with what stands there without a gap."""
     assistant = voice.assistant
-    texts = text_of_tokens(assistant.checkpoint.folder / "tokenizer.json")
+    texts = text_of_tokens(assistant.tokenizer.backend_tokenizer)
     block = 1 if assistant.is_causal else assistant.checkpoint.config.block_tokens
     unmasking = Unmasking(len(prompt), block, lambda marks: show(cut(marks[:max_new_tokens], texts)))
     with stoppable(unmasking):

@@ -16,6 +16,7 @@ from model.apps.answer import DEFAULT_POLICY, Assistant
 from model.apps.registered import registered_checkpoint
 from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.registry import names, resolve
+from model.samplers.sampling import GREEDY, Sampling
 from tasks.guessing import DRAFT, SOURCES, make_guesser
 
 MODELS = Path("data/models")
@@ -121,7 +122,7 @@ def folder_of(model: str | None) -> Path:
     )
 
 
-def open_voices(texts: list[str]) -> list[Voice]:
+def open_voices(texts: list[str], sampling: Sampling = GREEDY) -> list[Voice]:
     """The voices that were asked for, each checkpoint loaded once."""
     loaded: dict[Path, Checkpoint] = {}
 
@@ -138,7 +139,7 @@ def open_voices(texts: list[str]) -> list[Voice]:
         if wanted.source:
             draft = None if wanted.source == "stale" else load(folder_of(DRAFT))
             guesser = make_guesser(wanted.source, wanted.depth, target, draft)
-        assistant = Assistant(target, wanted.policy, guesser)
+        assistant = Assistant(target, wanted.policy, guesser, sampling)
         voices.append(Voice(title(target.folder.name, wanted, assistant.is_causal), assistant))
     return voices
 

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 END, HIDDEN = "■", "░"
 # How a token came to stand where it stands: revealed by a forward of the target, guessed and confirmed by it, guessed wrongly
@@ -76,11 +78,8 @@ def _piece(marks: Sequence[Mark], texts: Texts) -> Piece:
     return Piece(text, last.revealed_at, last.confidence, is_end, last.how, earlier)
 
 
-def text_of_tokens(tokenizer_file: Path) -> Texts:
+def text_of_tokens(tokenizer: "Tokenizer") -> Texts:
     """A function from a tuple of ids to (text, whether it is a special token such as the end of the answer)."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
 
     @cache
     def texts(ids: tuple[int, ...]) -> tuple[str, bool]:

@@ -33,13 +33,15 @@ class Question:
 
 def sample_answers(inputs: Inputs) -> list[Question]:
     """Up to NUM_QUESTIONS questions with the answers of AR, SFT and CAP, right and wrong ones from different categories."""
+    from tokenizers import Tokenizer
+
     shown = [(BASELINE, main_point(inputs, BASELINE))]
     shown += [(name, parallel_point(inputs.evaluations[name])) for name in (REFERENCE, TUNED)]
     sides = [
         {(one["benchmark"], one["id"]): one for one in inputs.records[name].get(point or "", []) if "tokens" in one}
         for name, point in shown
     ]
-    texts = text_of_tokens(inputs.tokenizer)
+    texts = text_of_tokens(Tokenizer.from_file(str(inputs.tokenizer)))
     questions = []
     for key in choose(sides):
         first = sides[0][key]

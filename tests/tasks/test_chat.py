@@ -4,13 +4,16 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from model.apps import registered
 from model.apps.answer import encode_prompt
 from model.checkpoints.store import save_checkpoint
 from model.network.config import NetworkConfig
@@ -84,6 +87,30 @@ def test_guessing_changes_no_answer_and_its_hits_are_counted(here: Path, capsys)
     assert int(answers[1][2]) < int(answers[0][2])
     hits = re.findall(r"(\d+) of (\d+) guesses right, (\d+) draft forwards", out)
     assert [int(forwards) > 0 for _, _, forwards in hits] == [False, True]
+
+
+def test_a_seed_decides_what_is_drawn_and_guessing_draws_the_same(here: Path, capsys) -> None:
+    def texts(*options: str) -> list[str]:
+        assert chat.main([*options, "-q", QUESTION, "--max-new-tokens", "16", "--temperature", "2"]) == 0
+        return re.findall(r"(?s)finetune_diffusion, one token[^:]*: (.*?)\n  16 tokens", capsys.readouterr().out)
+
+    first = texts("--compare", "one_token", "@one_token+stale:2")
+    assert first[0] == first[1] and first[:1] == texts("one_token") != texts("one_token", "--seed", "1")
+
+
+def test_the_registered_champion_is_found_in_its_version(here: Path, monkeypatch) -> None:
+    version, champion = SimpleNamespace(version="3"), here / "mlruns/m-1/artifacts/finetune_diffusion"
+    champion.parent.mkdir(parents=True)
+    champion.symlink_to(here / "data/models/finetune_diffusion")
+    client = SimpleNamespace(
+        get_model_version_by_alias=lambda name, alias: {("unmask-target", "champion"): version}[name, alias],
+        get_model_version_download_uri=lambda name, number: f"file://{here}/mlruns/m-1",
+    )
+    monkeypatch.setattr(registered, "open_store", lambda root: (client, None))
+    try:
+        assert open_voices(["registered"])[0].assistant.checkpoint.folder == champion
+    finally:
+        shutil.rmtree(here / "mlruns")
 
 
 def test_every_line_is_a_turn_that_hears_the_earlier_ones_until_new(here: Path, typed, capsys, monkeypatch) -> None:
@@ -172,7 +199,7 @@ def test_an_edited_token_carries_what_it_was_before(here: Path, tmp_path: Path) 
     kept = Unmasking(0, 4, lambda marks: None)
     kept(Step(0, 1, [0, 1], [70, 71], [0.9, 0.9], [False, False]))
     kept(Step(0, 3, [0], [72], [0.9], [True]))
-    texts = text_of_tokens(here / "plain/tokenizer.json")
+    texts = text_of_tokens(load_tokenizer(here / "plain").backend_tokenizer)
     (voice,) = open_voices(["finetune_diffusion"])
     decoded = voice.assistant.answer([voice.assistant.prompt(TURNS)], 8)[0]
     answer = Answer("x", "x", cut(kept.marks[:2], texts), decoded, 1.0)
@@ -211,6 +238,7 @@ def test_a_voice_is_model_policy_and_guesses(here: Path, text: str, expected: tu
         (["finetune_ar+stale", "-q", QUESTION], "nothing to guess"),
         (["a", "--compare", "b"], "say who answers once"),
         (["--pace", "-1"], "must be 0 or more"),
+        (["--temperature", "-1"], "must not be negative"),
         (["--trace", "nowhere/at/all.html"], "no folder nowhere/at"),
         (["registered", "-q", QUESTION], "nothing is registered"),
         (["-q", "pens " * 300], "shorten it"),

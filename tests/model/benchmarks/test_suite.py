@@ -3,10 +3,12 @@
 import gzip
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from table_decoder import TableDecoder
 
+from model.benchmarks import judge as judge_module
 from model.benchmarks.harness import UnmaskLM, run_tasks
 from model.benchmarks.judge import open_judge
 from model.benchmarks.local import LocalBenchmark, final_of, local_task
@@ -158,6 +160,26 @@ def test_programs_are_right_when_their_tests_run_to_the_end_in_the_sandbox(tmp_p
         for program, right in PROGRAMS.items():
             (sample,) = run_tasks(UnmaskLM(tokenizer, TableDecoder(tokenizer, {question: program})), suite.tasks)
             assert (sample.question, sample.right) == (question, right), program
+
+
+def test_a_program_written_at_several_operating_points_runs_once(monkeypatch):
+    ran = []
+
+    class Counted:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error) -> None: ...
+
+        def run(self, source):
+            ran.append(source)
+            return SimpleNamespace(stdout="3\n", succeeded=True)
+
+    monkeypatch.setattr(judge_module, "Sandbox", Counted)
+    row = {"program_check": [["f([1, 2])", "3"]]}
+    with open_judge() as judge:
+        assert [judge(row, text) for text in ("#### sum(xs)", "So.\n#### sum(xs)", "#### max(xs)")] == [True] * 3
+    assert len(ran) == 2
 
 
 @pytest.mark.slow  # the harness reads its 14,000 task descriptions

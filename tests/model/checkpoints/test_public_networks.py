@@ -1,6 +1,7 @@
 """Public networks: the logits, the routing and the files of the reference code, on copies of the fixtures in tests/fixtures."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,23 @@ def test_a_trainers_pt_file_is_the_same_network_as_its_safetensors():
     )
     for key, value in from_safetensors.items():
         assert torch.equal(from_pt[key], value), key
+
+
+def test_minimind_scales_its_angles_as_its_own_code_does():
+    """Its ramp multiplies the frequencies by 1 - ramp + ramp / factor, and only beyond the 2048 positions of training."""
+    values = json.loads((FIXTURES / "minimind-tiny/config.json").read_text()) | {"inference_rope_scaling": True}
+    family = resolve("family", "nano_llada")
+    assert family.read_config(values | {"max_position_embeddings": 2048}).rotary_scaling is None
+    config = family.read_config(values | {"max_position_embeddings": 32768, "hidden_size": 256, "intermediate_size": 64,
+                                          "effective_intermediate_size": 64})  # fmt: skip
+    low, high = (64 * math.log(2048 / (turns * 2 * math.pi)) / (2 * math.log(1e6)) for turns in (32, 1))
+    low, high = max(math.floor(low), 0), min(math.ceil(high), 31)
+    ramp = ((torch.arange(32) - low) / (high - low)).clamp(0, 1).double()
+    plain = 1e6 ** -(torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    found = config.rotary_scaling.frequencies(plain, config.rotary_base, 64)
+    assert torch.allclose(found, plain * (1 - ramp + ramp / 16)) and not torch.allclose(found, plain)
+    assert config.rotary_scaling.magnitude == 1.0
+    assert family.write_config(config, "float32")["inference_rope_scaling"] is True
 
 
 def test_a_grouped_llada_with_a_larger_table_is_written_and_read(tmp_path):
