@@ -62,6 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely tokens (default)")
     parser.add_argument("--top-p", type=float, help="draw from the most likely tokens that together reach this share")
     parser.add_argument("--seed", type=int, default=0, help="of the draws: the same seed gives the same answers")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default 128)")
     parser.add_argument(
         "--pace", type=float, default=PACE_SECONDS,
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     from tasks.chatting.voices import open_voices
 
     sampling = Sampling(temperature=options.temperature, top_p=options.top_p, seed=options.seed)
-    voices = open_voices(options.compare or [options.voice or ""], sampling)
+    voices = open_voices(options.compare or [options.voice or ""], sampling, options.precision)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     if console.is_terminal:
         console.print(legend())

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.samplers.decode import make_decoder
 from model.samplers.guesses import Guesser
@@ -55,6 +57,11 @@ class Assistant:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
+def best_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def encode_prompt(tokenizer: "PreTrainedTokenizerFast", turns: Turns) -> list[int]:
     """Ids of the turns and of what opens the assistant's next one. Special-token strings that people typed stay ordinary text
     under this project's template; another template is applied as its tokenizer does it."""
@@ -66,7 +73,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerFast", turns: Turns) -> list[in
 
 def load_answerer(folder: Path, policy: dict[str, Any] | None = None, max_new_tokens: int = 128) -> Answerer:
     """A function from conversations to the assistant's next turns."""
-    assistant = Assistant(load_checkpoint(Path(folder)), policy)
+    assistant = Assistant(load_checkpoint(Path(folder), best_device()), policy)
 
     def answer(conversations: list[Turns]) -> list[str]:
         prompts = [assistant.prompt(turns) for turns in conversations]

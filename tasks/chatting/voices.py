@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from model.apps.answer import DEFAULT_POLICY, Assistant
+from model.apps.answer import DEFAULT_POLICY, Assistant, best_device
 from model.apps.registered import registered_checkpoint
 from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.registry import names, resolve
@@ -122,12 +123,14 @@ def folder_of(model: str | None) -> Path:
     )
 
 
-def open_voices(texts: list[str], sampling: Sampling = GREEDY) -> list[Voice]:
+def open_voices(texts: list[str], sampling: Sampling = GREEDY, precision: str = "float32") -> list[Voice]:
     """The voices that were asked for, each checkpoint loaded once."""
     loaded: dict[Path, Checkpoint] = {}
 
     def load(folder: Path) -> Checkpoint:
-        return loaded.get(folder) or loaded.setdefault(folder, load_checkpoint(folder))
+        return loaded.get(folder) or loaded.setdefault(
+            folder, load_checkpoint(folder, best_device(), getattr(torch, precision))
+        )
 
     voices = []
     for text in texts:

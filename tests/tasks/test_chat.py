@@ -15,7 +15,7 @@ import torch
 
 from model.apps import registered
 from model.apps.answer import encode_prompt
-from model.checkpoints.store import save_checkpoint
+from model.checkpoints.store import export_checkpoint, load_checkpoint, save_checkpoint
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.samplers.results import Step
@@ -111,6 +111,15 @@ def test_the_registered_champion_is_found_in_its_version(here: Path, monkeypatch
         assert open_voices(["registered"])[0].assistant.checkpoint.folder == champion
     finally:
         shutil.rmtree(here / "mlruns")
+
+
+def test_a_public_family_s_folder_talks_like_ours(here: Path, tmp_path: Path) -> None:
+    ours = load_checkpoint(Path("data/models/finetune_ar"))
+    export_checkpoint(tmp_path / "qwen", ours.network, ours.config, "qwen3", ours.folder)
+    voices = open_voices(["finetune_ar", str(tmp_path / "qwen")])
+    first, second = (speak(voice, voice.assistant.prompt(TURNS), 12, lambda pieces: None) for voice in voices)
+    assert first.decoded.tokens == second.decoded.tokens and first.decoded.confidence == second.decoded.confidence
+    assert len(first.decoded.tokens) == 12
 
 
 def test_every_line_is_a_turn_that_hears_the_earlier_ones_until_new(here: Path, typed, capsys, monkeypatch) -> None:
