@@ -3,6 +3,7 @@
 A segment is what shares one hiding probability t: a document (masked diffusion) or a block (block diffusion). methods section 1.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DRAWS = ("iid_t", "exact_count")
+SCHEDULES = ("linear", "cosine", "cosine_squared")
+WEIGHTINGS = ("likelihood", "plain_mean")
 
 
 @dataclass(frozen=True)
 class HidingConfig:
     """Which law draws what is hidden; t is clipped to [minimum_fraction, maximum_fraction] under `iid_t` (the bandwidth).
 
+    schedule (LLaDA 2.0 eq. 2): the share 1 - alpha(t) that time t ~ U hides, weighted by -alpha'(t) / (1 - alpha(t)).
+    alpha: `linear` 1 - t, `cosine` 1 - cos(pi/2 (1 - t)) (MDLM), `cosine_squared` cos^2(pi t / 2) (Nano-LLaDA).
+    All have the same expected loss.
+    weighting: `likelihood` as above over maskable tokens; `plain_mean` over hidden tokens (dFactory), no bound of anything.
     complementary (LLaDA 2.0): beside x_t the network reads its inverse, t' = 1 - t, so that every maskable token is hidden once.
     """
 
@@ -23,6 +30,8 @@ class HidingConfig:
     minimum_fraction: float = 0.001
     maximum_fraction: float = 0.999
     complementary: bool = False
+    schedule: str = "linear"
+    weighting: str = "likelihood"
 
     def __post_init__(self) -> None:
         if self.draw not in DRAWS:
@@ -31,6 +40,14 @@ class HidingConfig:
             raise ValueError(
                 f"the hidden share must satisfy 0 < minimum_fraction ({self.minimum_fraction}) < "
                 f"maximum_fraction ({self.maximum_fraction}) <= 1"
+            )
+        for key, known in (("schedule", SCHEDULES), ("weighting", WEIGHTINGS)):
+            if getattr(self, key) not in known:
+                raise ValueError(f"hiding.{key} '{getattr(self, key)}' must be one of {', '.join(known)}")
+        if self.schedule != "linear" and (self.draw != "iid_t" or self.complementary):
+            raise ValueError(
+                f"hiding.schedule {self.schedule} needs draw iid_t (got {self.draw}) and cannot be complementary: "
+                "choose linear, or leave those out"
             )
         if self.complementary and (self.draw != "iid_t" or self.maximum_fraction == 1.0):
             raise ValueError(
@@ -76,11 +93,37 @@ def _iid(segments, chance, num_segments: int, config: HidingConfig, rng) -> tupl
     # Stratified over the whole batch: every t is still uniform, their spread over a batch is even (lower variance of the loss).
     order = torch.randperm(shape[0] * num_segments, generator=rng, device=rng.device).to(segments.device)
     offset = torch.rand((), generator=rng, device=rng.device).to(segments.device)
-    fraction = ((order.float() + offset) / order.numel()).view(shape) * (high - low) + low
+    uniform = ((order.float() + offset) / order.numel()).view(shape)
+    fraction, weight = hidden_share(uniform, low, high, config.schedule)
     smallest = torch.full(shape, 3.0, device=segments.device).scatter_reduce_(1, segments, chance, "amin")
     own_fraction = fraction.gather(1, segments)
     hidden = (chance < own_fraction) | (chance == smallest.gather(1, segments))
-    return hidden, 1.0 / own_fraction
+    return hidden, weight.gather(1, segments)
+
+
+def hidden_share(
+    uniform: Float[Tensor, "*any"], low: float, high: float, schedule: str
+) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
+    """The share to hide, in [low, high], and its loss weight, of uniform numbers spread over the times whose shares those are.
+
+    With s = 1 - alpha the weight is s'(t) / s(t), times (time span) / (high - low): 1 where every share is allowed.
+    """
+    if schedule == "linear":
+        share = uniform * (high - low) + low
+        return share, 1.0 / share
+    power = {"cosine": 1, "cosine_squared": 2}[schedule]  # s = sin^power(pi t / 2)
+    start, end = (math.asin(bound ** (1 / power)) for bound in (low, high))
+    angle = uniform * (end - start) + start
+    return angle.sin() ** power, power * (end - start) / (high - low) / angle.tan()
+
+
+def weighed(
+    weights: Float[Tensor, " hidden"], maskable: Float[Tensor, ""], config: HidingConfig
+) -> tuple[Float[Tensor, " hidden"], Float[Tensor, ""]]:
+    """Loss weights of the hidden tokens, and what their sum is divided by."""
+    if config.weighting == "likelihood":
+        return weights, maskable
+    return torch.ones_like(weights), torch.tensor(float(weights.numel()), device=weights.device)
 
 
 def _exact_count(segments, chance, counts, rng) -> tuple[Tensor, Tensor]:

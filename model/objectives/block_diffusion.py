@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from model.network.documents import FlatDocuments
-from model.noise import HidingConfig, complement, draw_hidden
+from model.noise import HidingConfig, complement, draw_hidden, weighed
 from model.objectives.flat import document_numbers, flat_rows
 from model.objectives.objective import Head, Terms, View, diffusion_counts, diffusion_terms
 from model.text.batch import Batch
@@ -50,14 +50,15 @@ class BlockDiffusion:
         graded = torch.stack([rows.take(drawn) & mask for (drawn, _), mask in zip(draws, is_copy, strict=True)]).any(0)
         weight = sum(rows.take(own) * mask for (_, own), mask in zip(draws, is_copy, strict=True))
         targets, positions = rows.take(batch.tokens), rows.take(batch.positions)
+        weight, maskable = weighed(weight[graded], len(draws) * batch.graded.sum().float(), self.hiding)
         return View(
             tokens=torch.where(graded, self.mask_token_id, targets),
             positions=positions,
             pattern=FlatDocuments("block_diffusion", rows.groups, positions, rows.real[None], self.block_tokens, noisy),
             graded=graded,
             targets=targets[graded],
-            weights=weight[graded],
-            maskable=len(draws) * batch.graded.sum().float(),
+            weights=weight,
+            maskable=maskable,
         )
 
     def score(self, hidden, head: Head, view: View) -> Terms:

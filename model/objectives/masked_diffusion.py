@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from model.network.documents import FlatDocuments
-from model.noise import HidingConfig, complement, draw_hidden
+from model.noise import HidingConfig, complement, draw_hidden, weighed
 from model.objectives.flat import document_numbers, flat_rows, with_graded
 from model.objectives.objective import Head, Terms, View, diffusion_counts, diffusion_terms
 from model.text.batch import Batch
@@ -38,14 +38,15 @@ class MaskedDiffusion:
         rows = flat_rows(documents, with_graded(documents, batch.graded))
         graded, targets = rows.take(hidden), rows.take(batch.tokens)
         pattern = FlatDocuments("bidirectional", rows.groups, rows.take(batch.positions), rows.real[None])
+        weights, maskable = weighed(rows.take(weights)[graded], batch.graded.sum().float(), self.hiding)
         return View(
             tokens=torch.where(graded, self.mask_token_id, targets),
             positions=pattern.positions,
             pattern=pattern,
             graded=graded,
             targets=targets[graded],
-            weights=rows.take(weights)[graded],
-            maskable=batch.graded.sum().float(),
+            weights=weights,
+            maskable=maskable,
         )
 
     def score(self, hidden, head: Head, view: View) -> Terms:

@@ -9,7 +9,7 @@ import torch
 from model.network.config import NetworkConfig
 from model.network.masks import AttentionPattern
 from model.network.transformer import Transformer
-from model.noise import HidingConfig, draw_hidden
+from model.noise import SCHEDULES, HidingConfig, draw_hidden, hidden_share
 from model.objectives.block_diffusion import BlockDiffusion
 from model.objectives.confidence import Confidence
 from model.objectives.masked_diffusion import MaskedDiffusion
@@ -262,12 +262,42 @@ def test_every_segment_hides_something_and_nothing_unmaskable(draw):
         assert torch.allclose((counts / shown).gather(1, segments)[hidden], weights[hidden])
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.1, 0.8)])
+def test_every_schedule_has_the_expected_loss_of_the_linear_one(schedule, low, high):
+    """For every mask of k out of 4 tokens: the mean over t of weight x P(mask) is 1 / (high - low) int s^(k-1) (1-s)^(4-k) ds."""
+    uniform = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    share, weight = hidden_share(uniform, low, high, schedule)
+    assert share.min() >= low and share.max() <= high
+    exact = uniform * (high - low) + low
+    for hidden in range(1, 5):
+        found = (weight * share**hidden * (1 - share) ** (4 - hidden)).mean()
+        wanted = (exact ** (hidden - 1) * (1 - exact) ** (4 - hidden)).mean()
+        assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["masked", "block"])
+def test_the_plain_mean_is_the_unweighted_mean_over_hidden_tokens(name):
+    hiding, net, data = HidingConfig(weighting="plain_mean"), network(), packed()
+    objective = MaskedDiffusion(MASK, hiding) if name == "masked" else BlockDiffusion(MASK, BLOCK, hiding)
+    view = objective.corrupt(data, torch.Generator().manual_seed(3))
+    logits = net.head(net(view.tokens, view.positions, view.pattern)[view.graded])
+    wanted = torch.nn.functional.cross_entropy(logits.float(), view.targets)
+    assert float(loss_of(net, objective, data, 3)) == pytest.approx(float(wanted), rel=1e-6)
+
+
 def test_wrong_settings_are_refused_with_the_rule():
     with pytest.raises(ValueError, match="minimum_fraction"):
         HidingConfig("iid_t", 0.9, 0.1)
     for draw, maximum in (("exact_count", 0.9), ("iid_t", 1.0)):
         with pytest.raises(ValueError, match="complementary"):
             HidingConfig(draw, 0.1, maximum, complementary=True)
+    for wrong in ({"schedule": "sine"}, {"weighting": "none"}):
+        with pytest.raises(ValueError, match="must be one of"):
+            HidingConfig(**wrong)
+    for wrong in ({"draw": "exact_count"}, {"complementary": True}):
+        with pytest.raises(ValueError, match="schedule cosine"):
+            HidingConfig(schedule="cosine", **wrong)
     with pytest.raises(ValueError, match="multiple of block_tokens"):
         BlockDiffusion(MASK, 5).corrupt(batch(), torch.Generator())
     with pytest.raises(ValueError, match="forward, reverse"):
