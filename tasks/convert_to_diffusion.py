@@ -17,8 +17,10 @@ def convert_to_diffusion(stage: Stage) -> None:
     check_keys(stage.name, stage.section, ("block_tokens",), ("start_from",))
     parent = parent_checkpoint(stage, "pretrain_ar")
     tokenizer_folder = stage.work / "tokenizer"
-    mask = add_mask_token(load_tokenizer(str(parent.folder)), tokenizer_folder)
-    network = to_diffusion(parent.network, "bidirectional", stage.section["block_tokens"], mask)
+    tokenizer = load_tokenizer(str(parent.folder))
+    is_new = tokenizer.mask_token_id is None
+    mask = add_mask_token(tokenizer, tokenizer_folder)
+    network = to_diffusion(parent.network, "bidirectional", stage.section["block_tokens"], mask, is_new)
     made = stage.work / "checkpoint"
     save_checkpoint(made, network, network.config, tokenizer_folder)
     stage.publish(made, "data/models/convert_to_diffusion")

@@ -3,6 +3,9 @@
 python -m tasks.distill_draft
 """
 
+import torch
+from torch import nn
+
 from model.checkpoints.derive import first_and_last_layers, layer_subset
 from model.objectives.match_teacher import MatchTeacher
 from tasks.stage import Stage, run_stage
@@ -16,11 +19,19 @@ def distill_draft(stage: Stage) -> None:
     teacher = parent_checkpoint(stage, "finetune_diffusion")
     kept = first_and_last_layers(teacher.config.num_layers, stage.section["layers"])
     student = layer_subset(teacher.network, kept)
+    if stage.section.get("precision") == "bfloat16":  # the student keeps float32 weights, a frozen teacher needs none
+        narrow(teacher.network)
     base_name = OBJECTIVE_OF[teacher.config.attention]
     base = diffusion_objective(base_name, teacher.config, stage.section.get("hiding"))
     objective = MatchTeacher(base, teacher.network, stage.section["teacher_share"], stage.section["direction"])
     validation = likelihood_objective(base_name, teacher.config)
     train_stage(stage, student, objective, validation, "instructions", METHOD_KEYS, teacher.folder)
+
+
+def narrow(network: nn.Module) -> None:
+    """Parameters in bfloat16, in place; buffers stay as they are."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,16 @@ def open_subject(stage: Stage, config: EvaluateConfig, judge: Callable) -> tuple
     """The instance's model, and for the scaled control the confidences between which its scale was found."""
     from model.benchmarks.subject import Subject, match_confidence
 
-    folder = stage.root / "data/models"
+    given = config.start_from or {}
+
+    def subject_of(name: str) -> Subject:
+        default = stage.root / "data/models" / name
+        source = given.get(name, default)
+        return Subject(stage.root / source if (stage.root / source).exists() else source, config, stage.seed)
+
     if stage.instance != SCALED:
-        return Subject(folder / stage.instance, config, stage.seed), {}
-    base, goal_model = (Subject(folder / name, config, stage.seed) for name in (SCALED_BASE, SCALED_GOAL))
+        return subject_of(stage.instance), {}
+    base, goal_model = subject_of(SCALED_BASE), subject_of(SCALED_GOAL)
     split = splits(config)[-1]  # no answer is looked at, so the test prompts may serve where there are no others
     tasks = open_suite(stage, config, judge, split, config.scale_items).tasks
     questions = [task.doc_to_text(document) for task in tasks for document in task.eval_docs]

@@ -19,6 +19,7 @@ import yaml
 from tasks.parameters import load_params
 
 RAW_DATA = "data/raw"
+SMALL_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def fingerprint(root: Path, stage: str) -> Fingerprint:
         known = {each.name: each for each in repo.index.stages}
         if stage not in known:
             raise ValueError(_unknown(stage, list(known)))
-        return Fingerprint(_key_from_dvc(known[stage]), _hash_of_raw_data(repo))
+        return Fingerprint(_key_from_dvc(known[stage], started_from(root, stage)), _hash_of_raw_data(repo))
 
 
 def fingerprints(root: Path) -> dict[str, str]:
@@ -48,19 +49,43 @@ def fingerprints(root: Path) -> dict[str, str]:
 
     with Repo(str(root)) as repo:
         ready = (stage for stage in repo.index.stages if all(dep.exists for dep in stage.deps))
-        return {stage.name: _key_from_dvc(stage) for stage in ready}
+        return {stage.name: _key_from_dvc(stage, started_from(root, stage.name)) for stage in ready}
 
 
-def _key_from_dvc(stage: Any) -> str:
+def started_from(root: Path, stage: str) -> dict[str, str]:
+    """The checkpoints that a stage's section names as `start_from`, each with what tells its contents apart ("" on the hub).
+
+    They stand in for checkpoints of the pipeline, which then need not exist. Large files count by size and time alone.
+    """
+    section = load_params(root / "params.yaml").get(stage.partition("@")[0])
+    given = section.get("start_from") if isinstance(section, dict) else None
+    sources = given.values() if isinstance(given, dict) else [given] if given else []
+    return {str(source): _mark(root / str(source)) for source in sources}
+
+
+def _mark(folder: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    for file in _files(folder) if folder.exists() else ():
+        state = file.stat()
+        small = file.read_bytes() if state.st_size < SMALL_BYTES else str(state.st_mtime_ns).encode()
+        digest.update(f"{file.name}\0{state.st_size}\0".encode() + small)
+    return digest.hexdigest() if folder.exists() else ""
+
+
+def _replaceable(path: str, given: dict[str, str]) -> bool:
+    return bool(given) and path.startswith("data/models/")
+
+
+def _key_from_dvc(stage: Any, given: dict[str, str]) -> str:
     from dvc.dependency.param import ParamsDependency
 
-    deps, params = {}, {}
+    deps, params = dict(given), {}
     for dep in stage.deps:
         if isinstance(dep, ParamsDependency):
             params.update(dep.read_params(flatten=False))
-        elif not dep.exists:
+        elif not dep.exists and not _replaceable(dep.def_path, given):
             raise ValueError(_absent(stage.name, dep.def_path))
-        else:
+        elif dep.exists:
             deps[dep.def_path] = dep.get_hash().value
     return _digest(stage.cmd, deps, params)
 
@@ -89,11 +114,13 @@ def _absent(stage: str, path: str) -> str:
 def _fingerprint_without_dvc(root: Path, stage: str) -> Fingerprint:
     declared, names = _declaration(root, stage)
     names = load_params(root / "params.yaml") | names
-    deps = {}
+    given = started_from(root, stage)
+    deps = dict(given)
     for path in (_interpolate(template, names) for template in declared.get("deps", [])):
-        if not (root / path).exists():
+        if (root / path).exists():
+            deps[path] = _hash_of_path(root / path)
+        elif not _replaceable(path, given):
             raise ValueError(_absent(stage, path))
-        deps[path] = _hash_of_path(root / path)
     chosen = {name: _value(names, name) for name in declared.get("params", [])}
     raw = root / RAW_DATA
     command = _interpolate(declared["cmd"], names)

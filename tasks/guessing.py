@@ -23,6 +23,9 @@ class SpeculateConfig:
     max_new_tokens: int
     batch_rows: int
     width: int = 1
+    start_from: Mapping[str, str] | None = (
+        None  # model -> folder or hub id of any family, instead of data/models/<model>
+    )
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_benchmark", "max_new_tokens", "batch_rows", "width"):
@@ -40,7 +43,9 @@ class SpeculateConfig:
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> "SpeculateConfig":
         """The configuration of a params section (`threads` is the stage's business)."""
-        check_keys("speculate", section, set(cls.__dataclass_fields__) - {"width"}, ("width",))
+        check_keys(
+            "speculate", section, set(cls.__dataclass_fields__) - {"width", "start_from"}, ("width", "start_from")
+        )
         values = {name: value for name, value in section.items() if name != "threads"}
         return cls(**values | {name: tuple(values[name] or ()) for name in ("sources", "depths")})
 

@@ -27,7 +27,7 @@ from model.text.tokenizer import load_tokenizer
 from tasks.guessing import DRAFT, SpeculateConfig, make_guesser
 from tasks.speculation_costs import costs_of, measure_costs
 from tasks.stage import Stage, run_stage
-from tasks.training import publish_metrics
+from tasks.training import publish_metrics, source_of
 
 TARGETS = ("finetune_diffusion", "tune_cap")
 COSTS_FILE = "data/reports/speculation_costs.json"
@@ -76,7 +76,10 @@ def speculate(stage: Stage) -> None:
     """Every target x policy x guess source x depth, against plain decoding of the same target in the same run."""
     config = SpeculateConfig.from_section(stage.section)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {name: load_checkpoint(stage.root / "data/models" / name, device) for name in (*TARGETS, DRAFT)}
+    given = config.start_from or {}
+    if unknown := sorted(set(given) - {*TARGETS, DRAFT}):
+        raise ValueError(f"speculate.start_from names {', '.join(unknown)}; it may name {', '.join((*TARGETS, DRAFT))}")
+    models = {name: load_checkpoint(source_of(stage, given.get(name), name), device) for name in (*TARGETS, DRAFT)}
     prompts = benchmark_prompts(stage, models[TARGETS[0]], config)
     decoding = Decoding(models, prompts, config)
     share = num_parameters(models[DRAFT].network) / num_parameters(models[TARGETS[0]].network)

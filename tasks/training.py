@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from model.checkpoints.store import Checkpoint, load_checkpoint, save_checkpoint
 from model.network.config import NetworkConfig
@@ -25,14 +28,34 @@ OBJECTIVE_OF = {attention: objective for objective, attention in ATTENTION_OF.it
 
 
 def parent_checkpoint(stage: Stage, default: str) -> Checkpoint:
-    """The network this stage starts from: `section.start_from` (a folder) or what the stage before it made."""
-    return load_checkpoint(stage.root / stage.section.get("start_from", f"data/models/{default}"))
+    """The network this stage starts from: `section.start_from` (a folder or hub id of any family) or what the stage before made.
+
+    It is loaded straight to the device that will train it, in float32: the optimizer needs the small differences.
+    """
+    return load_checkpoint(source_of(stage, stage.section.get("start_from"), default), device=training_device())
+
+
+def source_of(stage: Stage, given: str | None, default: str) -> Path | str:
+    """A checkpoint as a person names it: a folder under the root, or as it stands (an absolute path, a hub id)."""
+    if given is None:
+        return stage.root / f"data/models/{default}"
+    return stage.root / given if (stage.root / given).exists() else given
+
+
+def training_device() -> str:
+    """This process' own GPU, or the CPU."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def diffusion_objective(name: str, config: NetworkConfig, hiding: dict[str, Any] | None) -> Objective:
     """The named diffusion objective for a network's mask token and block grid."""
     if name not in ATTENTION_OF:
         raise ValueError(f"objective '{name}' must be one of {', '.join(ATTENTION_OF)} here")
+    if config.mask_token_id is None:
+        raise ValueError(
+            "the network has no mask token: an autoregressive one goes through convert_to_diffusion first; for a diffusion "
+            "network whose tokenizer and config.json name none, write mask_token_id into its config.json"
+        )
     options: dict[str, Any] = {"mask_token_id": config.mask_token_id, "hiding": HidingConfig(**(hiding or {}))}
     if name == "block_diffusion":
         options["block_tokens"] = config.block_tokens
@@ -57,6 +80,12 @@ def train_stage(
     config = TrainingConfig.from_section(stage.section, (*method_keys, "threads", "start_from"))
     name = stage.instance or stage.name
     rows, weights = token_folders(stage.root / "data/tokens", corpus)
+    written = TokenRows(*rows["validation"]).layout.vocabulary_size
+    if written > network.config.embedding_rows:
+        raise ValueError(
+            f"data/tokens holds ids of a vocabulary of {written}, the network has {network.config.embedding_rows} rows: they "
+            "belong to different tokenizers; set tokenize.tokenizer to the checkpoint's"
+        )
     loader = RowLoader(list(zip(rows["train"], weights, strict=True)), config.batch_rows, stage.seed)
     trainer = Trainer(
         network,

@@ -14,6 +14,9 @@ class EvaluateConfig:
     """Section `evaluate`. Items count per benchmark; the other points are measured on the first `sweep_items` of them."""
 
     tasks: tuple[str, ...] = ("toy_world",)
+    start_from: Mapping[str, str] | None = (
+        None  # instance -> folder or hub id of any family, instead of data/models/<instance>
+    )
     local: Mapping[str, Mapping[str, Any]] | None = None  # public benchmarks from files, see model/benchmarks/suite.py
     num_fewshot: int | None = None  # None: what each public task asks for
     chat: bool = True  # prompts through the chat template

@@ -20,11 +20,12 @@ from model.text.tokenizer import load_tokenizer
 class Subject:
     """A loaded checkpoint whose logits are multiplied by `logit_scale` (1 unless scale_logits was called)."""
 
-    def __init__(self, folder: Path, config: EvaluateConfig, seed: int = 0) -> None:
-        self.checkpoint = load_checkpoint(folder, device="cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = load_tokenizer(str(folder))
+    def __init__(self, source: Path | str, config: EvaluateConfig, seed: int = 0) -> None:
+        self.checkpoint = load_checkpoint(source, device="cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = load_tokenizer(str(self.checkpoint.folder))
         self.config, self.seed = config, seed
-        self._norm = self.checkpoint.network.norm.weight.detach().clone()
+        norm = self.checkpoint.network.norm.weight
+        self._norm = None if norm is None else norm.detach().clone()
         self.scale_logits(1.0)
 
     @property
@@ -38,8 +39,11 @@ class Subject:
 
     def scale_logits(self, scale: float) -> None:
         """Multiplies all logits. The final norm feeds nothing but the head, so its weight is the place: tied heads stay tied."""
-        with torch.no_grad():
-            self.checkpoint.network.norm.weight.copy_(self._norm * scale)
+        if self._norm is not None:
+            with torch.no_grad():
+                self.checkpoint.network.norm.weight.copy_(self._norm * scale)
+        elif scale != 1.0:
+            raise ValueError("this network's final norm has no weight (Nano-LLaDA): its logits cannot be scaled")
         self.logit_scale = scale
         self._likelihood = remember(make_likelihood(self.checkpoint.network, self.config.likelihood_draws, self.seed))
 

@@ -10,11 +10,14 @@ from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 
 
-def to_diffusion(network: Transformer, attention: str, block_tokens: int, mask_token_id: int) -> Transformer:
-    """The same weights reading with `attention`; a mask token beyond the embedding gets a new row (the mean of all rows).
+def to_diffusion(
+    network: Transformer, attention: str, block_tokens: int, mask_token_id: int, is_new: bool = True
+) -> Transformer:
+    """The same weights reading with `attention`; a new mask token gets the mean row of the embedding, and of an untied head.
 
-    methods section 1: copy every weight; one mask token is appended to the vocabulary if it has none. The mean row puts the
-    new token where the network has seen inputs, and its norm is small because the rows point in all directions.
+    methods section 1: copy every weight; one mask token is appended to the vocabulary if it has none (`is_new`). The mean row
+    puts it where the network has seen inputs, and its norm is small because the rows point in all directions. A table higher
+    than its tokenizer (Qwen) has a row for it already, which was never trained and is replaced too.
     """
     old = network.config
     config = replace(
@@ -30,8 +33,11 @@ def to_diffusion(network: Transformer, attention: str, block_tokens: int, mask_t
     for name, target in converted.state_dict().items():
         rows = source[name].shape[0]
         target[:rows] = source[name]
-        if target.shape[0] > rows:
-            target[rows:] = source[name].float().mean(0)
+        if name in ("embedding.weight", "unembedding.weight"):
+            trained = source[name][: mask_token_id if is_new else rows].float().mean(0)
+            target[rows:] = trained
+            if is_new:
+                target[mask_token_id] = trained
     return converted
 
 

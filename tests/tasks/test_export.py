@@ -68,7 +68,9 @@ def test_an_own_export_opens_in_transformers_with_its_tokenizer_and_holds_the_sa
     assert main(["--model", "data/models/tune_cap", "--to", "out/own"]) == 0
     files = {path.name for path in (at_root / "out/own").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "modeling_unmask.py", "tokenizer.json"} <= files
-    before, after = (load_file(at_root / folder / "model.safetensors") for folder in ("data/models/tune_cap", "out/own"))
+    before, after = (
+        load_file(at_root / folder / "model.safetensors") for folder in ("data/models/tune_cap", "out/own")
+    )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert load_checkpoint(at_root / "out/own").config == load_checkpoint(at_root / "data/models/tune_cap").config
@@ -99,7 +101,9 @@ def test_the_card_says_what_was_measured_and_where_the_model_comes_from(at_root:
 
 
 def test_a_family_export_is_that_familys_folder_with_a_card(at_root: Path) -> None:
-    assert main(["--model", "data/models/tune_cap", "--to", "out/qwen3", "--family", "qwen3", "--dtype", "bfloat16"]) == 0
+    assert (
+        main(["--model", "data/models/tune_cap", "--to", "out/qwen3", "--family", "qwen3", "--dtype", "bfloat16"]) == 0
+    )
     back = load_checkpoint(at_root / "out/qwen3")
     assert back.family == "qwen3"
     source = load_checkpoint(at_root / "data/models/tune_cap", dtype=torch.bfloat16).network.state_dict()

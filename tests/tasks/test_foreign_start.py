@@ -1,0 +1,124 @@
+"""Stages start from other people's checkpoints: any AR family becomes a diffusion network, any diffusion family can teach."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoints.store import export_checkpoint, load_checkpoint
+from model.network.config import NetworkConfig
+from model.network.transformer import Transformer
+from model.text.packing import Layout, RowWriter
+from model.text.tokenizer import load_tokenizer, train_tokenizer
+from tasks.convert_to_diffusion import convert_to_diffusion
+from tasks.distill_draft import distill_draft
+from tasks.fingerprint import fingerprint
+from tasks.tune_cap import tune_cap
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+AR_FAMILIES = {  # what each family fixes
+    "llama": {"norm": "rms_cast_first", "query_key_norm": False, "tie_embeddings": False},
+    "qwen2": {"norm": "rms_cast_first", "query_key_norm": False, "attention_bias": "query_key_value"},
+    "qwen3": {"norm": "rms_cast_first", "tie_embeddings": False},
+    "minimind": {"norm": "rms"},
+}
+
+
+class Silent:
+    """Records nothing."""
+
+    def __getattr__(self, name: str):
+        return lambda *arguments, **named: None
+
+
+def stage(root: Path, name: str, section: dict, instance: str | None = None) -> SimpleNamespace:
+    def publish(made: Path, out: str) -> None:
+        (root / out).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, root / out)
+
+    (root / "work").mkdir(exist_ok=True)
+    return SimpleNamespace(
+        name=name, instance=instance, address=name, section=section, seed=0, root=root, work=root / "work",
+        tracker=Silent(), publish=publish,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", AR_FAMILIES)
+def test_an_ar_network_of_any_family_becomes_a_diffusion_network_with_a_mask_token(family: str, tmp_path: Path) -> None:
+    train_tokenizer(iter(["one two three"] * 20), 270, tmp_path / "tokenizer")
+    words = len(load_tokenizer(tmp_path / "tokenizer"))
+    higher = words + 10 if family == "qwen3" else words  # Qwen's tables have more rows than its tokenizer has tokens
+    config = NetworkConfig(
+        vocabulary_size=higher, hidden_size=16, num_layers=2, num_heads=2, feed_forward_size=24, **AR_FAMILIES[family]
+    )
+    network = Transformer(config)
+    network.initialise(torch.Generator().manual_seed(0))
+    export_checkpoint(tmp_path / "theirs", network, config, family, tmp_path / "tokenizer")
+    convert_to_diffusion(stage(tmp_path, "convert_to_diffusion", {"block_tokens": 8, "start_from": "theirs"}))
+    made = load_checkpoint(tmp_path / "data/models/convert_to_diffusion")
+    assert (made.config.attention, made.config.mask_token_id, made.config.block_tokens) == ("bidirectional", words, 8)
+    assert load_tokenizer(tmp_path / "data/models/convert_to_diffusion").mask_token_id == words
+    before, after = network.state_dict(), made.network.state_dict()
+    for name in ("embedding.weight", "unembedding.weight"):
+        assert torch.equal(after[name][:words], before[name][:words])
+        torch.testing.assert_close(after[name][words], before[name][:words].mean(0))
+    assert all(torch.equal(after[name], before[name]) for name in before if "embedding" not in name)
+
+
+@pytest.fixture
+def llada2(tmp_path: Path) -> Path:
+    """The public miniature as a folder that names its mask token, and rows of its vocabulary."""
+    shutil.copytree(FIXTURES / "llada2-moe-tiny", tmp_path / "llada2")
+    values = json.loads((tmp_path / "llada2/config.json").read_text())
+    (tmp_path / "llada2/config.json").write_text(json.dumps(values | {"mask_token_id": 123, "eos_token_id": 120}))
+    for split in ("train", "validation"):
+        writer = RowWriter(tmp_path / "data/tokens/instructions" / split / "chat", Layout(32, 32, 128, 120, 120))
+        tokens = np.random.default_rng(0).integers(0, 100, (8, 32))
+        writer.append(tokens, np.zeros((8, 1)), np.ones((8, 32), bool), np.ones((8, 32), bool))
+        writer.counts.bytes = 8 * 32
+        writer.close()
+    (tmp_path / "data/tokens/mixture.json").write_text(json.dumps({"instructions": {"chat": 1.0}}))
+    return tmp_path
+
+
+TRAINING = {"steps": 2, "batch_rows": 2, "learning_rate": 1e-3, "warmup_steps": 1, "start_from": "llada2"}
+
+
+def test_a_mixture_of_llada2_teaches_a_draft_and_is_tuned_by_cap(llada2: Path) -> None:
+    section = TRAINING | {"layers": 2, "teacher_share": 0.7, "direction": "forward"}
+    distill_draft(stage(llada2, "distill_draft", section))
+    draft = load_checkpoint(llada2 / "data/models/distill_draft")
+    assert (draft.config.num_layers, draft.config.num_dense_layers, draft.config.num_experts) == (2, 1, 8)
+    tune_cap(stage(llada2, "tune_cap", TRAINING | {"strength": 2.0, "temperature": 0.5}, "tune_cap"))
+    tuned, source = (load_checkpoint(llada2 / folder).network for folder in ("data/models/tune_cap", "llada2"))
+    changed = {name for name, value in tuned.state_dict().items() if not torch.equal(value, source.state_dict()[name])}
+    assert "layers.2.feed_forward.gate_up" in changed
+    assert not any("expert_bias" in name for name in changed)  # frozen unless balanced is asked for
+
+
+def test_rows_of_another_tokenizer_are_refused(llada2: Path) -> None:
+    for meta in llada2.glob("data/tokens/instructions/*/chat/meta.json"):
+        meta.write_text(json.dumps(json.loads(meta.read_text()) | {"vocabulary_size": 6400}))
+    with pytest.raises(ValueError, match=r"vocabulary of 6400, the network has 128 rows"):
+        tune_cap(stage(llada2, "tune_cap", TRAINING | {"strength": 2.0, "temperature": 0.5}, "tune_cap"))
+
+
+def test_start_from_stands_in_for_the_stage_before_and_its_contents_are_part_of_the_key(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {tune: {cmd: go, deps: [data/models/before, code.py], params: [tune]}}")
+    (tmp_path / "code.py").write_text("")
+    (tmp_path / "params.yaml").write_text("tune: {steps: 1}")
+    with pytest.raises(ValueError, match="reads data/models/before, which does not exist"):
+        fingerprint(tmp_path, "tune")
+    (tmp_path / "params.yaml").write_text("tune: {steps: 1, start_from: theirs}")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/config.json").write_text("1")
+    first = fingerprint(tmp_path, "tune")
+    (tmp_path / "theirs/config.json").write_text("2")
+    assert fingerprint(tmp_path, "tune") != first
+    (tmp_path / "code.py").unlink()
+    with pytest.raises(ValueError, match=r"reads code\.py"):
+        fingerprint(tmp_path, "tune")
