@@ -142,24 +142,26 @@ def race(name: str, ours, theirs, repeats: int) -> None:
     print(f"{name}: median ratio {wall:.2f}, of processor time {busy:.2f}", flush=True)
 
 
-def window(repeats: int, new: int = 512, steps: int = 16) -> None:
+def window(repeats: int, length: int, new: int = 512, steps: int = 8) -> None:
     """Our exact cache against recomputing the window."""
     net = network("block_causal", hidden=512, layers=4, vocabulary=4096)
-    asked = prompts([64], 4096)
+    asked = prompts([length], 4096)
     quirks = compatibility.Quirks(stop="never", mask_counts=True)
     decode = make_decoder(net, {"name": "fixed_steps", "steps": steps}, quirks=quirks)
-    print(f"window: {num_parameters(net) / 1e6:.0f} M parameters, prompt 64, {new} new tokens, {steps} steps a block")
+    print(
+        f"window: {num_parameters(net) / 1e6:.0f} M parameters, prompt {length}, {new} new tokens, {steps} steps a block"
+    )
     race("window", lambda: [decode(asked, new)[0].tokens], lambda: [window_loop(net, asked[0], new, steps)], repeats)
 
 
-def dual(repeats: int, rows: list[int], new: int = 128, steps: int = 8) -> None:
+def dual(repeats: int, rows: list[int], hidden: int, vocabulary: int, new: int = 128, steps: int = 8) -> None:
     """Our dual cache against a plain dual-cache loop, row by row."""
-    net = network("bidirectional", hidden=256, layers=4, vocabulary=32_000)
+    net = network("bidirectional", hidden=hidden, layers=4, vocabulary=vocabulary)
     options = compatibility.fast_dllm(steps * new // BLOCK, new, BLOCK, variant="dual")
     options["quirks"] = compatibility.Quirks(grid_from_prompt=True, stop="never", mask_counts=True)
     print(f"dual: {num_parameters(net) / 1e6:.0f} M parameters, {new} new tokens, {steps} steps a block")
     for count in rows:
-        asked = prompts([32 + 29 * row % 97 for row in range(count)], 32_000)
+        asked = prompts([32 + 29 * row % 97 for row in range(count)], vocabulary)
         decode = make_decoder(net, batch_rows=count, **options)
         race(
             f"dual, {count} rows",
@@ -199,15 +201,18 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of window's prompt")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--hidden", type=int, default=256, help="width of dual's network")
+    parser.add_argument("--vocabulary", type=int, default=32_000, help="of dual's network")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{options.threads} threads, torch {torch.__version__}") if "measure-memory" not in options.sections else None
     for section in options.sections or sections[:3]:
         if section == "window":
-            window(options.repeats)
+            window(options.repeats, options.prompt)
         elif section == "dual":
-            dual(options.repeats, options.rows)
+            dual(options.repeats, options.rows, options.hidden, options.vocabulary)
         elif section == "memory":
             memory()
         else:

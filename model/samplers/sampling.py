@@ -61,6 +61,10 @@ class Asked:
     counters: Int[Tensor, "4 asked"]  # sample, block, step, offset
     present: Bool[Tensor, "asked vocabulary"] | None = None  # tokens that the repeat penalty is for
 
+    def __getitem__(self, part: slice) -> "Asked":
+        present = None if self.present is None else self.present[part]
+        return Asked(self.row[part], self.candidate[part], self.offset[part], self.counters[:, part], present)
+
 
 @dataclass(frozen=True)
 class Proposer:
@@ -90,27 +94,35 @@ class Proposer:
     def propose(self, logits: Float[Tensor, "asked vocabulary"], asked: Asked) -> Float[Tensor, "4 asked"]:
         """Token, doubt, gap to the runner-up (in logits) and entropy (0 unless needed) of every asked position.
 
-        One tensor, so that a device is waited for once. NaN in logits becomes NaN in doubt.
+        One tensor, so that a device is waited for once. NaN in logits becomes NaN in doubt. The logits are overwritten: with a
+        large vocabulary, passing over memory is most of the work.
         """
         if self.confidence_of_temperature and self.sampling.temperature:
-            logits = logits / self.sampling.temperature
-        counted, logits = logits, self._without_mask(logits)
-        if not self.mask_counts:
-            counted = logits
-        scores = self._scores(logits, asked) if self.sampling.temperature else logits
-        best, token = scores.max(-1)
-        gap = best - scores.scatter(1, token[:, None], -torch.inf).amax(-1)
-        own = logits.gather(1, token[:, None])
-        relative = (counted - own).exp()
-        doubt = relative.scatter(1, token[:, None], 0.0).sum(-1)
-        entropy = _entropy(counted) if self.needs_entropy else torch.zeros_like(doubt)
-        return torch.stack((token.double(), doubt, gap, entropy))
+            logits /= self.sampling.temperature
+        entropy = _entropy(self._without_mask(logits.clone())) if self.needs_entropy else None
+        of_mask = logits[:, self.mask_token_id].clone() if self.mask_counts and self.mask_token_id is not None else None
+        logits = self._without_mask(logits)
+        if self.sampling.temperature:
+            scores = self._scores(logits, asked)
+            best, token = scores.max(-1)
+            gap = best - scores.scatter_(1, token[:, None], -torch.inf).amax(-1)
+            own = logits.gather(1, token[:, None])
+        else:
+            own, token = logits.max(-1, keepdim=True)
+            token = token[:, 0]
+        odds = logits.sub_(own).exp_().scatter_(1, token[:, None], 0.0)  # p_v / p_token of all others
+        doubt = odds.sum(-1)
+        if not self.sampling.temperature:
+            gap = -odds.amax(-1).log()
+        if of_mask is not None:
+            doubt = doubt + (of_mask - own[:, 0]).exp()
+        return torch.stack((token.double(), doubt, gap, torch.zeros_like(doubt) if entropy is None else entropy))
 
     def _without_mask(self, logits: Tensor) -> Tensor:
-        if self.mask_token_id is None:
-            return logits
-        column = torch.tensor([self.mask_token_id], device=logits.device)
-        return logits.index_fill(1, column, -torch.inf)
+        """The mask token gets no probability, in place."""
+        if self.mask_token_id is not None:
+            logits[:, self.mask_token_id] = -torch.inf
+        return logits
 
     def _scores(self, logits: Float[Tensor, "asked vocabulary"], asked: Asked) -> Tensor:
         """Gumbel-max: logits + T * noise, tokens outside top-k and top-p excluded."""

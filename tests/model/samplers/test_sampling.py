@@ -23,7 +23,7 @@ def drawn(sampling: Sampling, count: int = DRAWS) -> torch.Tensor:
     )
     nothing = torch.zeros(count, dtype=torch.long)
     asked = Asked(nothing, nothing, nothing, counters.long())
-    return Proposer(sampling, 5).propose(LOGITS.double().expand(count, -1), asked)
+    return Proposer(sampling, 5).propose(LOGITS.double().repeat(count, 1), asked)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
