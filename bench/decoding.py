@@ -27,7 +27,7 @@ BLOCK, MASK = 32, 5
 
 
 def network(attention: str, hidden: int, layers: int, vocabulary: int, positions: int = 8192) -> Transformer:
-    """Random weights, spread enough for confidences that differ."""
+    """Random weights; the head spreads confidences, but not so far that they saturate and rounding decides the order."""
     config = NetworkConfig(
         vocabulary, hidden, layers, hidden // 64, 3 * hidden, attention=attention, block_tokens=BLOCK,
         maximum_positions=positions, mask_token_id=MASK, eos_token_id=1,
@@ -35,7 +35,7 @@ def network(attention: str, hidden: int, layers: int, vocabulary: int, positions
     made = Transformer(config).eval()
     made.initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():
-        made.unembedding.weight.mul_(12.0)
+        made.unembedding.weight.mul_(4.0)
     return made
 
 
@@ -154,7 +154,7 @@ def window(repeats: int, length: int, new: int = 512, steps: int = 8) -> None:
     race("window", lambda: [decode(asked, new)[0].tokens], lambda: [window_loop(net, asked[0], new, steps)], repeats)
 
 
-def dual(repeats: int, rows: list[int], hidden: int, vocabulary: int, new: int = 128, steps: int = 8) -> None:
+def dual(repeats: int, rows: list[int], hidden: int, vocabulary: int, new: int = 64, steps: int = 8) -> None:
     """Our dual cache against a plain dual-cache loop, row by row."""
     net = network("bidirectional", hidden=hidden, layers=4, vocabulary=vocabulary)
     options = compatibility.fast_dllm(steps * new // BLOCK, new, BLOCK, variant="dual")
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of window's prompt")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--hidden", type=int, default=256, help="width of dual's network")
-    parser.add_argument("--vocabulary", type=int, default=32_000, help="of dual's network")
+    parser.add_argument("--vocabulary", type=int, default=126_464, help="of dual's network (default: LLaDA's)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{options.threads} threads, torch {torch.__version__}") if "measure-memory" not in options.sections else None

@@ -108,14 +108,26 @@ class Rows:
         self.over = torch.zeros(num_slots, dtype=torch.bool)  # finished, its result not yet taken
         self.cut: dict[int, int] = {}  # index -> length of answer under the on_placement quirk
         self.counters = {name: torch.zeros(num_slots, dtype=torch.long) for name in COUNTERS}
-        self.num_live, self.num_slots = 0, num_slots
+        self.num_slots = num_slots
+        self.num_live = 0
         self.observer, self.cancelled, self.bounds = observer, False, bounds
 
+    @property
+    def num_live(self) -> int:
+        """How many slots hold a row."""
+        return self._num_live
+
+    @num_live.setter
+    def num_live(self, count: int) -> None:
+        self._num_live = count
+        self._live = {name: field[:count] for name, field in self.fields.items()}
+        self._columns: Tensor | None = None
+
     def __getattr__(self, name: str) -> Tensor:
-        try:
-            return self.__dict__["fields"][name][: self.__dict__["num_live"]]
-        except KeyError:
-            raise AttributeError(name) from None
+        live = self.__dict__.get("_live", {})
+        if name not in live:
+            raise AttributeError(name)
+        return live[name]
 
     def enter(self, index: int, prompt: list[int], max_new_tokens: int) -> int:
         """Lay a prompt into the next slot; the prompt's tail stands clean in its block. Returns the slot."""
@@ -143,12 +155,18 @@ class Rows:
 
     def count(self, name: str, amounts: Tensor | int, chosen: Tensor | slice | None = None) -> None:
         """Add to a counter of the live rows, or of chosen ones."""
-        counter = self.counters.setdefault(name, torch.zeros(self.num_slots, dtype=torch.long))
-        counter[: self.num_live][slice(None) if chosen is None else chosen] += amounts
+        if name not in self.counters:
+            self.counters[name] = torch.zeros(self.num_slots, dtype=torch.long)
+        if chosen is None:
+            self.counters[name][: self.num_live] += amounts
+        else:
+            self.counters[name][chosen] += amounts
 
     def columns(self) -> Int[Tensor, "rows block"]:
         """Positions of every live row's current block."""
-        return self.start[:, None] + torch.arange(self.block)
+        if self._columns is None:
+            self._columns = self.start[:, None] + torch.arange(self.block)
+        return self._columns
 
     def state(self) -> State:
         """The live rows' current states."""
@@ -208,6 +226,7 @@ class Rows:
 
     def next_block(self, rows: Int[Tensor, " rows"]) -> None:
         """Go on to the next block, all of it hidden."""
+        self._columns = None
         self.fields["start"][rows] += self.block
         self.fields["hidden_at_start"][rows] = self.block
         self.fields["step"][rows] = self.fields["full_steps"][rows] = 0
@@ -235,6 +254,7 @@ class Rows:
 
     def move_slot(self, source: int, destination: int) -> None:
         """The row in slot `source` goes on in slot `destination`."""
+        self._columns = None
         held = (self.canvas, self.revealed_at, self.confidence, self.gap, self.margin, self.over)
         for values in (*held, *self.fields.values(), *self.counters.values()):
             values[destination] = values[source]

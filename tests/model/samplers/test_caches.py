@@ -85,7 +85,8 @@ from model.samplers.policies import FixedSteps
 torch.set_num_threads(1)
 length = int(sys.argv[1])
 config = NetworkConfig(31, 32, 2, 2, 64, attention="block_causal", block_tokens=64, maximum_positions=32_768,
-                       mask_token_id=30, query_key_norm=True)
+                       mask_token_id=30, query_key_norm=True,
+                       rotary_scaling={"kind": "yarn", "factor": 4.0, "original_maximum_positions": 8192})
 net = Transformer(config)
 net.initialise(torch.Generator().manual_seed(0))
 with torch.no_grad():
@@ -103,15 +104,17 @@ print(len(found.tokens), int(found.tokens[:256] == short), grown)
 
 @pytest.mark.slow
 def test_a_context_of_32768_tokens_takes_memory_in_proportion_and_starts_as_without_a_cache():
-    """Prompt 2,048, the rest is output; kibibytes of growth measured in processes of their own."""
+    """Prompt 2,048, the rest is output, YaRN beyond 8,192; kibibytes of growth, measured in processes of their own."""
     grown = {}
-    for length in (8_192, 32_768):
+    for length in (16_384, 32_768):
         done = subprocess.run([sys.executable, "-c", LONG, str(length)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         tokens, same, kibibytes = map(int, done.stdout.split())
         assert tokens == length - 2048 and same == 1
         grown[length] = kibibytes
-    assert grown[32_768] < 4.5 * grown[8_192] + 30_000
+    # The first decode's own peak hides a part of the smaller growth. A mask of length x length would take 1 GiB.
+    assert grown[32_768] < 2 * grown[16_384] + 40_000
+    assert grown[32_768] < 120_000
 
 
 def test_bad_options_are_refused_with_the_way_out():
