@@ -181,6 +181,7 @@ def test_scale_search_meets_its_goal_and_stops():
         ({"test_itms": 3}, "test_itms is unknown"),
         ({"test_items": 0}, "at least 1"),
         ({"tasks": []}, "tasks is empty"),
+        ({"local": {"gsm8x": {"path": "gsm8k.jsonl"}}}, "local describes gsm8x, which"),
     ],
 )
 def test_settings_that_contradict_are_refused_by_name(change, words):
