@@ -34,7 +34,8 @@ def write_checkpoint(root: Path, stage: str, seed: int) -> None:
     tokenizer = load_tokenizer(tokenizer_folder)
     config = NetworkConfig.from_dict(
         {
-            "hidden_size": 16, "feed_forward_size": 32, "num_layers": 1, "num_heads": 2, "vocabulary_size": len(tokenizer), "block_tokens": 4,
+            "hidden_size": 16, "feed_forward_size": 32, "num_layers": 1, "num_heads": 2,
+            "vocabulary_size": len(tokenizer), "block_tokens": 4,
             "attention": "block_causal", "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
             "mask_token_id": tokenizer.convert_tokens_to_ids("<|mask|>"), "maximum_positions": 64,
         }
