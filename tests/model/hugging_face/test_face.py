@@ -74,6 +74,12 @@ def test_masks_of_both_shapes_are_obeyed() -> None:
     assert (found - wanted["padded0.logits"])[mask.bool()].abs().max() < 1e-4
 
 
+def test_without_a_mask_llada2_reads_everything_as_its_public_code_does() -> None:
+    face = AutoModelForCausalLM.from_pretrained(FIXTURES / "llada2-moe-tiny")
+    ids = torch.randint(0, 100, (1, 80), generator=torch.Generator().manual_seed(0))  # more than its blocks of 32
+    assert torch.equal(face(ids).logits, face(ids, attention_mask=torch.ones(1, 1, 80, 80, dtype=torch.bool)).logits)
+
+
 CASES = json.loads((FIXTURES / "llada2-moe-tiny/cases.json").read_text())
 
 
