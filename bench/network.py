@@ -1,4 +1,4 @@
-"""python -m bench.network [--repeats 7] [--threads 1] [--device cpu] [--kinds mixture dense]: our network against transformers' own.
+"""python -m bench.network [--repeats 7] [--threads 1] [--device cpu] [--kinds mixture dense]: against transformers' own.
 
 Mixture of experts: MixtureOfExperts (routed experts only, one group, as Qwen3 has) against (a) the plain loop over experts, one
 module each, that public LLaDA2 code runs, (b) Qwen3MoeSparseMoeBlock as transformers builds it alone (its eager loop) and
