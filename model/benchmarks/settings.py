@@ -41,7 +41,9 @@ class EvaluateConfig:
         if not self.tasks:
             raise ValueError("evaluate.tasks is empty; name toy_world, or a task that lm_eval knows")
         if unused := sorted(set(self.local or {}) - set(self.tasks)):
-            raise ValueError(f"evaluate.local describes {unused[0]}, which evaluate.tasks {list(self.tasks)} does not name")
+            raise ValueError(
+                f"evaluate.local describes {unused[0]}, which evaluate.tasks {list(self.tasks)} does not name"
+            )
         if self.main_threshold not in self.thresholds:
             raise ValueError(
                 f"evaluate.main_threshold {self.main_threshold} must be one of evaluate.thresholds {self.thresholds}"
