@@ -4,56 +4,12 @@ A segment is what shares one hiding probability t: a document (masked diffusion)
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-DRAWS = ("iid_t", "exact_count")
-SCHEDULES = ("linear", "cosine", "cosine_squared")
-WEIGHTINGS = ("likelihood", "plain_mean")
-
-
-@dataclass(frozen=True)
-class HidingConfig:
-    """Which law draws what is hidden; t is clipped to [minimum_fraction, maximum_fraction] under `iid_t` (the bandwidth).
-
-    schedule (LLaDA 2.0 eq. 2): the share 1 - alpha(t) that time t ~ U hides, weighted by -alpha'(t) / (1 - alpha(t)).
-    alpha: `linear` 1 - t, `cosine` 1 - cos(pi/2 (1 - t)) (MDLM), `cosine_squared` cos^2(pi t / 2) (Nano-LLaDA).
-    All have the same expected loss.
-    weighting: `likelihood` as above over maskable tokens; `plain_mean` over hidden tokens (dFactory), no bound of anything.
-    complementary (LLaDA 2.0): beside x_t the network reads its inverse, t' = 1 - t, so that every maskable token is hidden once.
-    """
-
-    draw: str = "iid_t"
-    minimum_fraction: float = 0.001
-    maximum_fraction: float = 0.999
-    complementary: bool = False
-    schedule: str = "linear"
-    weighting: str = "likelihood"
-
-    def __post_init__(self) -> None:
-        if self.draw not in DRAWS:
-            raise ValueError(f"draw '{self.draw}' must be one of {', '.join(DRAWS)}")
-        if not 0.0 < self.minimum_fraction < self.maximum_fraction <= 1.0:
-            raise ValueError(
-                f"the hidden share must satisfy 0 < minimum_fraction ({self.minimum_fraction}) < "
-                f"maximum_fraction ({self.maximum_fraction}) <= 1"
-            )
-        for key, known in (("schedule", SCHEDULES), ("weighting", WEIGHTINGS)):
-            if getattr(self, key) not in known:
-                raise ValueError(f"hiding.{key} '{getattr(self, key)}' must be one of {', '.join(known)}")
-        if self.schedule != "linear" and (self.draw != "iid_t" or self.complementary):
-            raise ValueError(
-                f"hiding.schedule {self.schedule} needs draw iid_t (got {self.draw}) and cannot be complementary: "
-                "choose linear, or leave those out"
-            )
-        if self.complementary and (self.draw != "iid_t" or self.maximum_fraction == 1.0):
-            raise ValueError(
-                f"hiding.complementary needs draw iid_t and maximum_fraction below 1 (got {self.draw}, {self.maximum_fraction}): "
-                "the inverse hides a share of 1 - t and is weighted by its reciprocal"
-            )
+from model.hiding import HidingConfig
 
 
 def complement(
@@ -71,7 +27,7 @@ def draw_hidden(
     config: HidingConfig,
     rng: torch.Generator,
 ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch length"]]:
-    """Which maskable tokens are hidden, and the loss weight of each (1/t, or n/k under exact_count); unmaskable ones never.
+    """Which maskable tokens are hidden, and the loss weight of each (1/t; n/k where the count k is fixed); unmaskable ones never.
 
     Every segment with a maskable token hides at least one (the one with the smallest draw: forcing it biases `iid_t` slightly).
     """
@@ -82,6 +38,10 @@ def draw_hidden(
     counts.scatter_add_(1, segments, maskable.float())
     if config.draw == "exact_count":
         hidden, weight = _exact_count(segments, chance, counts, rng)
+    elif config.draw == "contiguous":
+        hidden, weight = _contiguous(segments, maskable, counts, config.share, rng)
+    elif config.draw == "blocks":
+        hidden, weight = _whole_blocks(segments, maskable, counts, chance, config)
     else:
         hidden, weight = _iid(segments, chance, num_segments, config, rng)
     return hidden & maskable, weight
@@ -135,3 +95,38 @@ def _exact_count(segments, chance, counts, rng) -> tuple[Tensor, Tensor]:
     start = torch.cat((torch.zeros_like(first[:, :1]), first[:, :-1]), 1)
     hidden = (rank - start.gather(1, segments)) < chosen.gather(1, segments)
     return hidden, (counts / chosen).gather(1, segments)
+
+
+def _contiguous(segments, maskable, counts, share: float, rng) -> tuple[Tensor, Tensor]:
+    """One run of round(share x n) of a segment's n maskable tokens, at least one, its start uniform."""
+    length = (counts * share).round().clamp_min(1.0).minimum(counts)
+    uniform = torch.rand(counts.shape, generator=rng, device=rng.device).to(segments.device)
+    start = (uniform * (counts - length + 1)).floor().minimum(counts - length)
+    before = torch.cat((torch.zeros_like(counts[:, :1]), counts.cumsum(1)[:, :-1]), 1)
+    rank = maskable.cumsum(1) - 1 - before.gather(1, segments)
+    begin = start.gather(1, segments)
+    hidden = (rank >= begin) & (rank < begin + length.gather(1, segments))
+    return hidden, (counts / length.clamp_min(1.0)).gather(1, segments)
+
+
+def _whole_blocks(segments, maskable, counts, chance, config: HidingConfig) -> tuple[Tensor, Tensor]:
+    """round(share x blocks) of a segment's blocks that hold a maskable token, at least one, each with all its maskable tokens."""
+    column = torch.arange(segments.shape[1], device=segments.device).expand(segments.shape)
+    first = torch.full_like(counts, segments.shape[1], dtype=torch.long).scatter_reduce_(1, segments, column, "amin")
+    inside = column - first.gather(1, segments)
+    block = torch.cumsum((inside % config.span_tokens == 0).long(), 1) - 1  # numbered along the row
+    shape, most = (len(segments), int(block.max()) + 1), 2.0
+    draw = torch.full(shape, most, device=segments.device).scatter_reduce_(
+        1, block, chance, "amin"
+    )  # of maskable tokens
+    owner = torch.zeros(shape, dtype=torch.long, device=segments.device).scatter_(1, block, segments)
+    holds = draw < most
+    blocks = torch.zeros_like(counts).scatter_add_(1, owner, holds.float())
+    wanted = (blocks * config.share).round().clamp_min(1.0)
+    rank = (owner.double() * 4.0 + draw.double()).argsort(1).argsort(1)
+    every = torch.zeros_like(counts).scatter_add_(1, owner, torch.ones_like(draw)).cumsum(1)
+    start = torch.cat((torch.zeros_like(every[:, :1]), every[:, :-1]), 1)
+    chosen = holds & (rank - start.gather(1, owner) < wanted.gather(1, owner))
+    hidden = chosen.gather(1, block) & maskable
+    taken = torch.zeros_like(counts).scatter_add_(1, segments, hidden.float()).clamp_min(1.0)
+    return hidden, (counts / taken).gather(1, segments)

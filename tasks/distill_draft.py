@@ -7,11 +7,19 @@ import torch
 from torch import nn
 
 from model.checkpoints.derive import first_and_last_layers, layer_subset
+from model.curricula import RECIPE_KEYS
 from model.objectives.match_teacher import MatchTeacher
 from tasks.stage import Stage, run_stage
-from tasks.training import OBJECTIVE_OF, diffusion_objective, likelihood_objective, parent_checkpoint, train_stage
+from tasks.training import (
+    OBJECTIVE_OF,
+    likelihood_objective,
+    parent_checkpoint,
+    row_tokens,
+    train_stage,
+    training_objective,
+)
 
-METHOD_KEYS = ("layers", "teacher_share", "direction", "hiding")
+METHOD_KEYS = ("layers", "teacher_share", "direction", *RECIPE_KEYS)
 
 
 def distill_draft(stage: Stage) -> None:
@@ -22,8 +30,14 @@ def distill_draft(stage: Stage) -> None:
     if stage.section.get("precision") == "bfloat16":  # the student keeps float32 weights, a frozen teacher needs none
         narrow(teacher.network)
     base_name = OBJECTIVE_OF[teacher.config.attention]
-    base = diffusion_objective(base_name, teacher.config, stage.section.get("hiding"))
-    objective = MatchTeacher(base, teacher.network, stage.section["teacher_share"], stage.section["direction"])
+    share, direction = stage.section["teacher_share"], stage.section["direction"]
+    objective = training_objective(
+        base_name,
+        teacher.config,
+        stage.section,
+        row_tokens(stage),
+        lambda base: MatchTeacher(base, teacher.network, share, direction),
+    )
     validation = likelihood_objective(base_name, teacher.config)
     train_stage(stage, student, objective, validation, "instructions", METHOD_KEYS, teacher.folder)
 

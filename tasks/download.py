@@ -25,11 +25,13 @@ from model.corpora.manifest import (
 )
 from model.corpora.options import check_corpus_name
 from model.registry import resolve
+from tasks.contradictions import check_recipe
 from tasks.stage import Stage, run_stage
 
 
 def download(stage: Stage) -> None:
     """Make data/raw what the parameters ask for. ValueError for a wrong option, a missing file or an unreachable hub."""
+    check_recipe(stage.params)
     raw, staging = stage.root / "data/raw", stage.work / "staging"
     shutil.rmtree(staging, ignore_errors=True)
     hashes = HashCache(stage.root / ".work/download-hashes.json")

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,15 @@ from typing import Any
 import torch
 
 from model.checkpoints.store import Checkpoint, load_checkpoint, save_checkpoint
+from model.curricula import Recipe
+from model.hiding import HidingConfig
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer, num_parameters
-from model.noise import HidingConfig
+from model.objectives.curriculum import Curriculum
+from model.objectives.mask_noise import NoisyMasks
 from model.objectives.objective import Objective
+from model.objectives.penalties import Penalties
+from model.objectives.variable_length import VariableLength
 from model.registry import resolve
 from model.text.packing import TokenRows
 from model.training.config import TrainingConfig
@@ -47,8 +52,10 @@ def training_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def diffusion_objective(name: str, config: NetworkConfig, hiding: dict[str, Any] | None) -> Objective:
-    """The named diffusion objective for a network's mask token and block grid."""
+def diffusion_objective(
+    name: str, config: NetworkConfig, hiding: HidingConfig, block_tokens: int | None = None
+) -> Objective:
+    """The named diffusion objective for a network's mask token and block grid (or another block size)."""
     if name not in ATTENTION_OF:
         raise ValueError(f"objective '{name}' must be one of {', '.join(ATTENTION_OF)} here")
     if config.mask_token_id is None:
@@ -56,21 +63,49 @@ def diffusion_objective(name: str, config: NetworkConfig, hiding: dict[str, Any]
             "the network has no mask token: an autoregressive one goes through convert_to_diffusion first; for a diffusion "
             "network whose tokenizer and config.json name none, write mask_token_id into its config.json"
         )
-    options: dict[str, Any] = {"mask_token_id": config.mask_token_id, "hiding": HidingConfig(**(hiding or {}))}
+    options: dict[str, Any] = {"mask_token_id": config.mask_token_id, "hiding": hiding}
     if name == "block_diffusion":
-        options["block_tokens"] = config.block_tokens
+        options["block_tokens"] = block_tokens or config.block_tokens
     return resolve("objective", name)(**options)
 
 
 def likelihood_objective(name: str, config: NetworkConfig) -> Objective:
     """The same objective drawing `exact_count`: the unbiased bound that validation reports."""
-    return diffusion_objective(name, config, {"draw": "exact_count"})
+    return diffusion_objective(name, config, HidingConfig("exact_count"))
+
+
+def training_objective(
+    name: str,
+    config: NetworkConfig,
+    section: Mapping[str, Any],
+    row_tokens: int,
+    wrap: Callable[[Objective], Objective] = lambda base: base,
+) -> Objective | Curriculum:
+    """The named diffusion objective with the section's switches (model/curricula.py) around it; `wrap` is CAP, a teacher ..."""
+    recipe, steps = Recipe.from_section(section), section["steps"]
+    recipe.check(name, row_tokens, config.block_tokens)
+
+    def at(step: int) -> Objective:
+        blocks, shares, noise = recipe.block_curriculum, recipe.ratio_curriculum, recipe.mask_noise
+        hiding = replace(recipe.hiding, share=shares.share(step, steps)) if shares else recipe.hiding
+        made = diffusion_objective(name, config, hiding, blocks and blocks.block_tokens(step, steps))
+        if recipe.variable_length:
+            made = VariableLength(made, recipe.variable_length)
+        if noise and step < noise.steps:
+            made = NoisyMasks(made, noise.scale, config.hidden_size)
+        made = wrap(made)
+        if recipe.repeat_penalty or recipe.z_loss:
+            made = Penalties(made, recipe.repeat_penalty, recipe.z_loss)
+        return made
+
+    changes = recipe.block_curriculum or recipe.ratio_curriculum or recipe.mask_noise
+    return Curriculum(at) if changes else at(0)
 
 
 def train_stage(
     stage: Stage,
     network: Transformer,
-    objective: Objective,
+    objective: Objective | Curriculum,
     validation: Objective,
     corpus: str,
     method_keys: Iterable[str],
@@ -101,6 +136,12 @@ def train_stage(
     )
     progress = trainer.run()
     publish(stage, name, trainer.raw_network, tokenizer_folder, progress)
+
+
+def row_tokens(stage: Stage) -> int:
+    """Length of the rows of data/tokens."""
+    folder = next((stage.root / "data/tokens").glob("*/train/*/meta.json"))
+    return int(json.loads(folder.read_text())["row_tokens"])
 
 
 def token_folders(tokens: Path, corpus: str) -> tuple[dict[str, list[Path]], list[float]]:

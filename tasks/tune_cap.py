@@ -6,11 +6,19 @@
 The control trains the same number of extra steps on the same data with lambda 0: what is left is the effect of CAP alone.
 """
 
+from model.curricula import RECIPE_KEYS
 from model.objectives.confidence import Confidence
 from tasks.stage import Stage, run_stage
-from tasks.training import OBJECTIVE_OF, diffusion_objective, likelihood_objective, parent_checkpoint, train_stage
+from tasks.training import (
+    OBJECTIVE_OF,
+    likelihood_objective,
+    parent_checkpoint,
+    row_tokens,
+    train_stage,
+    training_objective,
+)
 
-METHOD_KEYS = ("strength", "temperature", "hiding")
+METHOD_KEYS = ("strength", "temperature", *RECIPE_KEYS)
 INSTANCES = ("tune_cap", "tune_cap_control")
 
 
@@ -20,9 +28,14 @@ def tune_cap(stage: Stage) -> None:
         raise ValueError(f"tune_cap needs --instance, one of {', '.join(INSTANCES)}; got {stage.instance}")
     parent = parent_checkpoint(stage, "finetune_diffusion")
     name = OBJECTIVE_OF[parent.config.attention]
-    base = diffusion_objective(name, parent.config, stage.section.get("hiding"))
     strength = stage.section["strength"] if stage.instance == "tune_cap" else 0.0
-    objective = Confidence(base, strength, stage.section["temperature"])
+    objective = training_objective(
+        name,
+        parent.config,
+        stage.section,
+        row_tokens(stage),
+        lambda base: Confidence(base, strength, stage.section["temperature"]),
+    )
     validation = likelihood_objective(name, parent.config)
     train_stage(stage, parent.network, objective, validation, "instructions", METHOD_KEYS, parent.folder)
 

@@ -29,7 +29,8 @@ EXEMPT = {
     "tasks/stage.py": "starts, records and publishes",
 }
 FLOORS = {
-    "model/registry": 0, "model/shapes": 0,
+    "model/registry": 0, "model/shapes": 0, "model/hiding": 0,
+    "model/curricula": 1,
     "model/network": 1, "model/text": 1, "model/corpora": 1, "model/noise": 1,
     "model/objectives": 2, "model/samplers": 2, "model/checkpoints": 2,
     "model/benchmarks": 3, "model/training": 3, "model/hugging_face": 3,

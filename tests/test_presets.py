@@ -5,21 +5,22 @@ from pathlib import Path
 import pytest
 
 from model.benchmarks.settings import EvaluateConfig
+from model.curricula import RECIPE_KEYS
 from model.network.config import NetworkConfig
-from model.noise import HidingConfig
 from model.samplers.decode import make_policy
 from model.training.config import TrainingConfig
 from model.training.optimizer import learning_rate_factor
+from tasks.contradictions import check_recipe
 from tasks.parameters import load_params
 
 PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))
 METHOD_KEYS = {
     "pretrain_ar": (),
-    "pretrain_diffusion": ("objective", "hiding"),
+    "pretrain_diffusion": ("objective", *RECIPE_KEYS),
     "finetune_ar": (),
-    "finetune_diffusion": ("objective", "hiding"),
-    "distill_draft": ("layers", "teacher_share", "direction", "hiding"),
-    "tune_cap": ("strength", "temperature", "hiding"),
+    "finetune_diffusion": ("objective", *RECIPE_KEYS),
+    "distill_draft": ("layers", "teacher_share", "direction", *RECIPE_KEYS),
+    "tune_cap": ("strength", "temperature", *RECIPE_KEYS),
 }
 
 
@@ -33,8 +34,7 @@ def test_a_preset_is_accepted_by_every_stage_that_reads_it(preset):
     for stage, keys in METHOD_KEYS.items():
         config = TrainingConfig.from_section(params[stage], (*keys, "threads", "start_from"))
         learning_rate_factor(config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction)
-        if "hiding" in keys:
-            HidingConfig(**params[stage]["hiding"])
+    check_recipe(params)
     EvaluateConfig.from_section(params["evaluate"])
     for policy in params["speculate"]["policies"].values():
         make_policy(policy, block)

@@ -31,14 +31,8 @@ class BlockDiffusion:
         return {"diffusion": 1.0, "accuracy": 0.0}
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
-        """Noisy copies of the blocks with graded tokens, clean ones of the blocks before. Documents start on the block grid."""
-        length = batch.tokens.shape[1]
-        if length % self.block_tokens:
-            raise ValueError(
-                f"rows of {length} tokens are not a multiple of block_tokens {self.block_tokens}: choose one that divides"
-            )
-        blocks = torch.arange(length, device=batch.tokens.device).div(self.block_tokens, rounding_mode="floor")
-        segments = blocks.expand(batch.tokens.shape)
+        """Noisy copies of a document's blocks with graded tokens, clean ones of blocks before; blocks count from its start."""
+        segments = block_numbers(batch, self.block_tokens)
         hidden, weights = draw_hidden(segments, batch.graded, self.hiding, rng)
         copied, clean = needed_copies(batch, document_numbers(batch), segments)
         draws = [(hidden, weights)]
@@ -68,6 +62,16 @@ class BlockDiffusion:
     def counts(self, view: View) -> dict[str, Tensor]:
         """Maskable tokens, hidden tokens."""
         return diffusion_counts(view)
+
+
+def block_numbers(batch: Batch, block_tokens: int) -> Int[Tensor, "batch length"]:
+    """One number per block of a row, rising along it: the column's block where documents start on the grid of these blocks."""
+    column = torch.arange(batch.tokens.shape[1], device=batch.tokens.device).expand(batch.tokens.shape)
+    real = batch.documents >= 0
+    if not ((column - batch.positions)[real] % block_tokens).any():
+        return column.div(block_tokens, rounding_mode="floor")
+    begins = real & (batch.positions % block_tokens == 0)
+    return (begins.cumsum(1) - 1).clamp_min(0)
 
 
 def needed_copies(

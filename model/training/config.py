@@ -28,6 +28,7 @@ class TrainingConfig:
     validation_rows: int = 256
     patience: int | None = None  # evaluations without improvement before the run ends; None: never
     minimum_improvement: float = 0.0  # in bits per byte
+    merge_best: int = 0  # the mean of the weights of that many best evaluations is published; 0: the last weights are
     checkpoint_every_steps: int = 250
     log_every_steps: int = 20
 
@@ -42,6 +43,13 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.merge_best < 0 or self.merge_best == 1:
+            raise ValueError(f"merge_best {self.merge_best} must be 0 (off) or at least 2: a mean of one is that one")
+        if self.merge_best > self.steps // self.validate_every_steps + 1:
+            raise ValueError(
+                f"merge_best {self.merge_best} weights cannot come from steps {self.steps} evaluated every "
+                f"validate_every_steps {self.validate_every_steps}: lower one of them"
+            )
         if self.batch_rows % self.accumulation_steps:
             raise ValueError(
                 f"batch_rows {self.batch_rows} must be a multiple of accumulation_steps {self.accumulation_steps}"

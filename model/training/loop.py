@@ -17,9 +17,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.objectives.curriculum import Curriculum
 from model.objectives.objective import Objective, Terms, View
 from model.text.batch import Batch
 from model.text.packing import TokenRows
+from model.training.best_weights import BestWeights
 from model.training.config import TrainingConfig
 from model.training.expert_load import ExpertLoads
 from model.training.loader import RowLoader
@@ -35,6 +37,9 @@ class Progress:
     best: float = math.inf
     evaluations_without_improvement: int = 0
     stopped_early: bool = False
+    kept: list[tuple[float, int]] = field(
+        default_factory=list
+    )  # bits per byte and step of the best weights in work/best
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -53,7 +58,7 @@ class Trainer:
     def __init__(
         self,
         network: nn.Module,
-        objective: Objective,
+        objective: Objective | Curriculum,
         validation_objective: Objective,
         loader: RowLoader,
         validation: TokenRows,
@@ -65,7 +70,8 @@ class Trainer:
     ) -> None:
         mixed = {"float32": "no", "bfloat16": "bf16"}[config.precision]
         self.accelerator = Accelerator(mixed_precision=mixed)
-        self.objective, self.validation_objective = objective, validation_objective
+        self.objective_at = objective.at if isinstance(objective, Curriculum) else lambda step: objective
+        self.objective, self.validation_objective = self.objective_at(0), validation_objective
         self.loader, self.validation, self.config = loader, validation, config
         self.work, self.tracker, self.seed, self.name = work, tracker, seed, name
         optimizers = make_optimizers(network, config.optimizer, config.learning_rate, config.weight_decay)
@@ -77,6 +83,7 @@ class Trainer:
         self.factor = learning_rate_factor(
             config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction
         )
+        self.best = BestWeights(work / "best")
         self.progress = Progress()
 
     def run(self) -> Progress:
@@ -108,11 +115,14 @@ class Trainer:
                     self._validate()
                 if progress.step % config.checkpoint_every_steps == 0 and progress.step < config.steps:
                     self._save()
+        if config.merge_best and len(progress.kept) > 1:
+            self._merge()
         return progress
 
     def _step(self, batch: Batch) -> dict[str, float]:
         step, config = self.progress.step, self.config
         self.network.train()
+        self.objective = self.objective_at(step)
         slices = self._slices(batch, step)
         alone = len(slices) * self.accelerator.num_processes == 1  # then the only slice's own counts are the totals
         totals = {} if alone else self._counts(slices)
@@ -172,7 +182,7 @@ class Trainer:
         return {name: self.accelerator.reduce(total, "sum").clamp_min(1.0) for name, total in totals.items()}
 
     @torch.no_grad()
-    def _validate(self) -> None:
+    def _evaluate(self) -> dict[str, float]:
         """Loss and bits per byte on the first validation rows, with the same hidden tokens at every evaluation."""
         self.network.eval()
         rows = min(self.config.validation_rows, self.validation.num_rows)
@@ -193,20 +203,45 @@ class Trainer:
         likelihood = next(name for name in means if self.validation_objective.weights[name] > 0)
         nats_per_byte = sums[likelihood][0] / (self.validation.num_bytes * graded / self.validation.num_graded_tokens)
         bits = nats_per_byte / math.log(2.0)
-        progress = self.progress
-        record = {
+        return {
             "val/loss": means[likelihood],
             "val/bits_per_byte": bits,
             "val/accuracy": means.get("accuracy", math.nan),
         }
+
+    def _validate(self) -> None:
+        """Records an evaluation, keeps its weights where they are to be merged, and counts towards patience."""
+        record, progress = self._evaluate(), self.progress
+        bits = record["val/bits_per_byte"]
         self.tracker.log_metrics(record | self.experts.metrics(), step=progress.step)
         progress.curve.append({"step": progress.step, **record})
+        if self.config.merge_best:
+            self._keep(bits)
         if bits < progress.best - self.config.minimum_improvement:
             progress.best, progress.evaluations_without_improvement = bits, 0
         else:
             progress.evaluations_without_improvement += 1
         patience = self.config.patience
         progress.stopped_early = patience is not None and progress.evaluations_without_improvement >= patience
+
+    def _keep(self, bits: float) -> None:
+        """Writes these weights beside the best so far and removes the worst when there are too many."""
+        known = [(bits, step) for bits, step in self.progress.kept]
+        kept = sorted([*known, (bits, self.progress.step)])[: self.config.merge_best]
+        gone = [step for _, step in self.progress.kept if step not in {step for _, step in kept}]
+        if self.accelerator.is_main_process:
+            if self.progress.step in {step for _, step in kept}:
+                self.best.write(self.raw_network, self.progress.step)
+            self.best.remove(gone)
+        self.progress.kept = kept
+
+    def _merge(self) -> None:
+        """The network becomes the mean of the best weights (LLaDA 2.0), and is validated once more."""
+        self.accelerator.wait_for_everyone()
+        self.best.load_mean(self.raw_network, [step for _, step in self.progress.kept])
+        record = {f"merged/{name.removeprefix('val/')}": value for name, value in self._evaluate().items()}
+        self.tracker.log_metrics(record, step=self.progress.step)
+        self.progress.curve.append({"step": self.progress.step, **record})
 
     def _log(self, window: "_Window", bar: tqdm) -> None:
         means = window.means()

@@ -100,6 +100,20 @@ def test_a_mixture_of_llada2_teaches_a_draft_and_is_tuned_by_cap(llada2: Path) -
     assert not any("expert_bias" in name for name in changed)  # frozen unless balanced is asked for
 
 
+def test_every_switch_of_the_recipe_works_in_a_stage_and_leaves_its_terms_in_the_curve(llada2: Path) -> None:
+    section = TRAINING | {
+        "strength": 1.0, "temperature": 0.5, "steps": 6, "log_every_steps": 1, "validate_every_steps": 2, "merge_best": 2,
+        "block_curriculum": {"up": [1, 8, 32], "down": [32]}, "mask_noise": {"scale": 0.1, "steps": 3},
+        "variable_length": 0.5, "repeat_penalty": 0.1, "z_loss": 1e-4,
+    }  # fmt: skip
+    tune_cap(stage(llada2, "tune_cap", section, "tune_cap"))
+    columns = (llada2 / "data/curves/tune_cap.csv").read_text().partition("\n")[0].split(",")
+    assert {"train/repeat", "train/z", "train/entropy", "train/diffusion", "merged/bits_per_byte"} <= set(columns)
+    with pytest.raises(ValueError, match=r"block_curriculum has the size\(s\) 5.*row_tokens 32"):
+        wrong = {"block_curriculum": {"up": [5, 32], "down": [32]}}
+        tune_cap(stage(llada2, "tune_cap", section | wrong, "tune_cap"))
+
+
 def test_rows_of_another_tokenizer_are_refused(llada2: Path) -> None:
     for meta in llada2.glob("data/tokens/instructions/*/chat/meta.json"):
         meta.write_text(json.dumps(json.loads(meta.read_text()) | {"vocabulary_size": 6400}))

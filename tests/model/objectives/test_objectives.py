@@ -5,52 +5,17 @@ import math
 
 import pytest
 import torch
+from objective_example import BLOCK, MASK, batch, loss_of, network, packed
 
-from model.network.config import NetworkConfig
+from model.hiding import SCHEDULES, HidingConfig
 from model.network.masks import AttentionPattern
-from model.network.transformer import Transformer
-from model.noise import SCHEDULES, HidingConfig, draw_hidden, hidden_share
+from model.noise import draw_hidden, hidden_share
 from model.objectives.block_diffusion import BlockDiffusion
 from model.objectives.confidence import Confidence
 from model.objectives.masked_diffusion import MaskedDiffusion
 from model.objectives.match_teacher import MatchTeacher
 from model.objectives.next_token import NextToken
 from model.text.batch import Batch
-
-MASK, BLOCK = 11, 4
-
-
-def network(seed: int = 0, layers: int = 2) -> Transformer:
-    config = NetworkConfig(
-        vocabulary_size=12,
-        hidden_size=16,
-        num_layers=layers,
-        num_heads=2,
-        feed_forward_size=24,
-        block_tokens=BLOCK,
-        mask_token_id=MASK,
-        attention="bidirectional",
-    )
-    net = Transformer(config)
-    net.initialise(torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(15)
-    return net.double()
-
-
-def batch(rows: int = 3, length: int = 12, prompt: int = 3, seed: int = 0) -> Batch:
-    rng = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, MASK, (rows, length), generator=rng)
-    positions = torch.arange(length).expand(rows, -1)
-    return Batch(tokens, torch.zeros_like(tokens), positions, positions >= prompt)
-
-
-def loss_of(net, objective, data: Batch, seed: int) -> torch.Tensor:
-    view = objective.corrupt(data, torch.Generator().manual_seed(seed))
-    terms = objective.score(net(view.tokens, view.positions, view.pattern, None, view.graded), net.head, view)
-    return sum(objective.weights[name] * total / count.clamp_min(1) for name, (total, count) in terms.items())
 
 
 def objectives() -> dict:
@@ -152,20 +117,6 @@ def test_a_block_as_long_as_the_row_is_plain_masked_diffusion():
     hiding = HidingConfig("iid_t", 0.1, 0.9)
     whole, plain = BlockDiffusion(MASK, 8, hiding), MaskedDiffusion(MASK, hiding)
     assert float(loss_of(net, whole, data, 2)) == pytest.approx(float(loss_of(net, plain, data, 2)), rel=1e-6)
-
-
-def packed() -> Batch:
-    """Two rows of two documents each, prompts and padding included; documents start on the block grid."""
-    lengths, prompts = ((10, 4), (3, 8)), ((5, 1), (2, 0))
-    tokens = torch.randint(0, MASK, (2, 20), generator=torch.Generator().manual_seed(1))
-    documents, positions, graded = torch.full((2, 20), -1), torch.zeros(2, 20).long(), torch.zeros(2, 20).bool()
-    for row in range(2):
-        for number, begin in enumerate((0, 12)):
-            length, prompt = lengths[row][number], prompts[row][number]
-            here = slice(begin, begin + length)
-            documents[row, here], positions[row, here] = number, torch.arange(length)
-            graded[row, begin + prompt : begin + length] = True
-    return Batch(tokens, documents, positions, graded)
 
 
 def dense_sum(net, data: Batch, hidden, weights) -> torch.Tensor:
@@ -298,7 +249,5 @@ def test_wrong_settings_are_refused_with_the_rule():
     for wrong in ({"draw": "exact_count"}, {"complementary": True}):
         with pytest.raises(ValueError, match="schedule cosine"):
             HidingConfig(schedule="cosine", **wrong)
-    with pytest.raises(ValueError, match="multiple of block_tokens"):
-        BlockDiffusion(MASK, 5).corrupt(batch(), torch.Generator())
     with pytest.raises(ValueError, match="forward, reverse"):
         MatchTeacher(MaskedDiffusion(MASK), network(), 0.7, "sideways")

@@ -1,0 +1,44 @@
+"""Switches of params.yaml that contradict each other across sections: the first stage refuses them before any work is done."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.curricula import RECIPE_KEYS, Recipe
+
+AUTOREGRESSIVE = ("pretrain_ar", "finetune_ar")
+# A section trains with its own objective, or with that of the section it starts from.
+DIFFUSION = {
+    "pretrain_diffusion": "pretrain_diffusion",
+    "finetune_diffusion": "finetune_diffusion",
+    "distill_draft": "finetune_diffusion",
+    "tune_cap": "finetune_diffusion",
+}
+
+
+def check_recipe(params: Mapping[str, Any]) -> None:
+    """ValueError that names the keys; sections that are absent are not looked at (their stages ask for them)."""
+    for name in AUTOREGRESSIVE:
+        if wrong := sorted(set(params.get(name) or {}) & set(RECIPE_KEYS)):
+            raise ValueError(
+                f"{name}.{wrong[0]} belongs to diffusion training: {name} predicts the next token and hides nothing "
+                "(complementary masking, bandwidth and curricula stand in pretrain_diffusion, finetune_diffusion, tune_cap)"
+            )
+    rows = params.get("tokenize") or {}
+    row_tokens = rows.get("row_tokens")
+    block_tokens = (params.get("convert_to_diffusion") or {}).get("block_tokens")
+    for name, source in DIFFUSION.items():
+        section, objective = params.get(name), (params.get(source) or {}).get("objective")
+        if not isinstance(section, Mapping):
+            continue
+        try:
+            recipe = Recipe.from_section(section)
+            if row_tokens and block_tokens and objective:
+                recipe.check(objective, row_tokens, block_tokens)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    answers = (params.get("evaluate") or {}).get("max_new_tokens")
+    if row_tokens and answers and answers > row_tokens:
+        raise ValueError(
+            f"evaluate.max_new_tokens {answers} is longer than tokenize.row_tokens {row_tokens}: no answer of that length was "
+            "trained on; lower the first or raise the second"
+        )
