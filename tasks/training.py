@@ -95,7 +95,9 @@ def training_objective(
             made = NoisyMasks(made, noise.scale, config.hidden_size)
         made = wrap(made)
         if recipe.repeat_penalty or recipe.z_loss:
-            made = Penalties(made, recipe.repeat_penalty, recipe.z_loss)
+            special = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+            ignored = tuple(token for token in special if token is not None)
+            made = Penalties(made, recipe.repeat_penalty, recipe.z_loss, ignored)
         return made
 
     changes = recipe.block_curriculum or recipe.ratio_curriculum or recipe.mask_noise

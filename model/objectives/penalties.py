@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,13 +16,15 @@ from model.text.batch import Batch
 class Penalties:
     """Wraps any objective whose views are flat rows of documents.
 
-    repeat: unlikelihood, the mean of -log(1 - p(token before)) over hidden positions whose true token differs from it.
+    repeat: unlikelihood, the mean of -log(1 - p(true token)) over hidden positions that repeat the token before them in their
+    document; `ignored` ids (EOS fills blocks) never count.
     z: the mean of (log of the softmax's normaliser)^2 over hidden positions (PaLM), which keeps logits from drifting.
     """
 
     base: Objective
     repeat: float = 0.0
     z: float = 0.0
+    ignored: tuple[int, ...] = ()
 
     @property
     def weights(self) -> dict[str, float]:
@@ -37,9 +39,9 @@ class Penalties:
         """The base's terms and the penalties."""
         logits = head(hidden).float()
         normaliser = logits.logsumexp(-1)
-        before, differs = token_before(view)
-        log_repeat = (logits.gather(1, before[:, None])[:, 0] - normaliser)[differs]
-        unlikely = -torch.log1p(-log_repeat.exp().clamp_max(1 - 1e-6))
+        chosen = repeats(view, self.ignored)
+        probability = (logits.gather(1, view.targets[:, None])[:, 0] - normaliser)[chosen].exp()
+        unlikely = -torch.log1p(-probability.clamp_max(1 - 1e-6))
         counts = self._own_counts(view)
         return {
             **self.base.score(hidden, head, view),
@@ -54,19 +56,18 @@ class Penalties:
 
     def _own_counts(self, view: View) -> dict[str, Tensor]:
         return {
-            "repeat": token_before(view)[1].sum().float(),
+            "repeat": repeats(view, self.ignored).sum().float(),
             "z": torch.tensor(float(view.targets.numel()), device=view.targets.device),
         }
 
 
-def token_before(view: View) -> tuple[Int[Tensor, " graded"], Bool[Tensor, " graded"]]:
-    """The true token that stands before each hidden one in its document, and where there is one and it is another token."""
+def repeats(view: View, ignored: tuple[int, ...]) -> Bool[Tensor, " graded"]:
+    """Which hidden tokens are the same as the token right before them in their document, as far as the view holds it."""
     assert isinstance(view.pattern, FlatDocuments)
     clean = view.tokens.masked_scatter(view.graded, view.targets)
-    before = functional.pad(clean[:, :-1], (1, 0))
     sizes = [length for count, length in view.pattern.groups for _ in range(count)]
     begins = torch.zeros_like(view.graded)
     begins[0, torch.tensor([0, *sizes[:-1]], device=begins.device).cumsum(0)] = True
     follows = (functional.pad(view.positions[:, :-1], (1, 0)) + 1 == view.positions) & ~begins
-    chosen = before[view.graded]
-    return chosen, follows[view.graded] & (chosen != view.targets)
+    same = follows & (functional.pad(clean[:, :-1], (1, 0)) == clean)
+    return same[view.graded] & ~torch.isin(view.targets, view.targets.new_tensor(ignored))

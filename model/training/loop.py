@@ -72,7 +72,9 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=mixed)
         self.objective_at = objective.at if isinstance(objective, Curriculum) else lambda step: objective
         self.objective, self.validation_objective = self.objective_at(0), validation_objective
-        self.loader, self.validation, self.config = loader, validation, config
+        self._check_shares(config)
+        self.loader = loader.fraction(self.accelerator.process_index, self.accelerator.num_processes)
+        self.validation, self.config = validation, config
         self.work, self.tracker, self.seed, self.name = work, tracker, seed, name
         optimizers = make_optimizers(network, config.optimizer, config.learning_rate, config.weight_decay)
         self.network, *self.optimizers = self.accelerator.prepare(network, *optimizers)
@@ -154,14 +156,22 @@ class Trainer:
         self.experts.after_step()
         return values
 
+    def _check_shares(self, config: TrainingConfig) -> None:
+        processes = self.accelerator.num_processes
+        if config.batch_rows % (config.accumulation_steps * processes):
+            raise ValueError(
+                f"batch_rows {config.batch_rows} must be a multiple of accumulation_steps {config.accumulation_steps} x "
+                f"{processes} processes"
+            )
+
     def _slices(self, batch: Batch, step: int) -> list[View]:
-        """This process's accumulation slices, each corrupted by its own generator."""
+        """This process's slices of the batch, each corrupted by the generator of its place in it, whoever computes it."""
         accelerator, parts = self.accelerator, self.config.accumulation_steps
         rows = batch.tokens.shape[0] // parts
         views = []
         for index in range(parts):
             piece = Batch(*(value[index * rows : (index + 1) * rows] for value in batch.tensors()))
-            rng = seeded(self.seed, step, index * accelerator.num_processes + accelerator.process_index)
+            rng = seeded(self.seed, step, accelerator.process_index * parts + index)
             views.append(self.objective.corrupt(piece.to(accelerator.device), rng))
         return views
 

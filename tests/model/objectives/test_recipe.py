@@ -8,11 +8,12 @@ from objective_example import BLOCK, MASK, batch, loss_of, network, packed
 
 from model.curricula import BlockCurriculum, RatioCurriculum, Recipe
 from model.hiding import HidingConfig
+from model.network.masks import AttentionPattern
 from model.noise import draw_hidden
 from model.objectives.block_diffusion import BlockDiffusion, block_numbers
 from model.objectives.mask_noise import NoisyMasks
 from model.objectives.masked_diffusion import MaskedDiffusion
-from model.objectives.penalties import Penalties, token_before
+from model.objectives.penalties import Penalties, repeats
 from model.objectives.variable_length import VariableLength, cut
 from model.text.batch import Batch
 
@@ -158,48 +159,41 @@ def test_a_cut_document_keeps_its_beginning_and_lengths_are_even():
     assert float(view.maskable) < float(packed().graded.sum())
 
 
-def test_the_repeat_penalty_is_the_unlikelihood_of_the_token_before():
+def test_the_repeat_penalty_is_the_unlikelihood_of_tokens_that_repeat_the_one_before():
     net, data = network(), packed()
-    base = BlockDiffusion(MASK, BLOCK, HidingConfig("iid_t", 0.2, 0.9))
-    objective = Penalties(base, 0.5, 0.25)
+    data = replace(data, tokens=torch.where(data.positions < 9, 3, 4))  # runs of 3 and 4
+    base = MaskedDiffusion(MASK, HidingConfig("iid_t", 0.2, 0.9))
+    objective = Penalties(base, 0.5, 0.25, ignored=(4,))
     view = objective.corrupt(data, rng(5))
     hidden = net(view.tokens, view.positions, view.pattern, None, view.graded)
     terms = objective.score(hidden, net.head, view)
-    drawn, _ = draw_hidden(block_numbers(data, BLOCK), data.graded, base.hiding, rng(5))
-    # The hidden tokens in the order of the view, found again in the batch by (target, position).
-    probabilities = net.head(hidden).softmax(-1)
-    before, differs = token_before(view)
-    wanted, pairs = 0.0, []
-    for index, (token, chosen) in enumerate(zip(before.tolist(), differs.tolist(), strict=True)):
-        if chosen:
-            wanted -= float(torch.log(1 - probabilities[index, token]))
-            pairs.append((token, int(view.targets[index]), int(view.positions[view.graded][index])))
-    assert float(terms["repeat"][0]) == pytest.approx(wanted, rel=1e-5) and int(terms["repeat"][1]) == len(pairs)
-    expected = [
-        (int(data.tokens[row, column - 1]), int(data.tokens[row, column]), int(data.positions[row, column]))
-        for row, column in drawn.nonzero().tolist()
-        if data.positions[row, column] > 0 and data.tokens[row, column] != data.tokens[row, column - 1]
-    ]
-    inside = [pair for pair in expected if pair in pairs]
-    # Only the first noisy token after a clean prompt has its neighbour in the other half and is left out.
-    assert sorted(inside) == sorted(pairs) and len(expected) - len(pairs) <= 2
-    z = net.head(hidden).float().logsumexp(-1).square()
-    assert float(terms["z"][0]) == pytest.approx(float(z.sum()), rel=1e-5)
+    drawn, _ = draw_hidden(data.documents.clamp_min(0), data.graded, base.hiding, rng(5))
+    before = torch.nn.functional.pad(data.tokens[:, :-1], (1, 0))
+    chosen = drawn & (data.positions > 0) & (data.tokens == before) & (data.tokens == 3)
+    # Plain rows: every document alone, the same tokens hidden.
+    noisy = torch.where(drawn, MASK, data.tokens)
+    logits = net.head(net(noisy, data.positions, AttentionPattern("bidirectional", data.documents, data.positions)))
+    wanted = -torch.log(1 - logits.softmax(-1)[chosen][:, 3])
+    assert int(terms["repeat"][1]) == int(chosen.sum()) > 2
+    assert float(terms["repeat"][0].detach()) == pytest.approx(float(wanted.detach().sum()), rel=1e-5)
+    z = net.head(hidden).detach().float().logsumexp(-1).square()
+    assert float(terms["z"][0].detach()) == pytest.approx(float(z.sum()), rel=1e-5)
     counts = objective.counts(view)
     assert {name: float(value) for name, value in counts.items()} == {name: float(c) for name, (_, c) in terms.items()}
     assert objective.weights == {"diffusion": 1.0, "accuracy": 0.0, "repeat": 0.5, "z": 0.25}
 
 
-def test_the_token_before_is_never_another_documents():
-    """The first row of the second document is position 16 and stands behind position 15 of the first."""
+def test_a_token_never_repeats_another_documents():
+    """The first row of the second document is position 16 and stands behind position 15 of the first: both hold token 7."""
     tokens, graded = torch.arange(64).view(2, 32) % MASK, torch.ones(2, 32, dtype=torch.bool)
+    tokens[0, 15] = tokens[1, 16] = 7
     positions = torch.arange(32).expand(2, -1)
     documents = torch.zeros(2, 32, dtype=torch.long)
     documents[0, 16:], graded[0, 16:], graded[1, :16] = -1, False, False
     data = Batch(tokens, documents, positions * (documents >= 0), graded)
     view = BlockDiffusion(MASK, 16, HidingConfig("iid_t", 0.9, 1.0)).corrupt(data, rng(2))
     first = view.positions[view.graded] == 16
-    assert first.sum() == 1 and not token_before(view)[1][first].any()
+    assert first.sum() == 1 and not repeats(view, ())[first].any()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The loop: what a kill costs, what is divided by what, and when it stops."""
 
+import ast
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_example import fingerprint, trainer, write_rows
 
 from model.objectives.block_diffusion import BlockDiffusion
@@ -59,6 +62,39 @@ def test_accumulation_is_one_big_batch(tmp_path, data):
         weights.append(run.raw_network.state_dict())
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=2e-5), name
+
+
+def trained_by(processes: int, work: Path, data: Path, objective: str, parts: int) -> tuple[dict, list[float]]:
+    """Weights and losses after six steps on the same rows, shared by that many gloo processes with `parts` slices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    program = str(Path(PROGRAM).with_name("processes_example.py"))
+    command = [sys.executable, program, str(work), str(data), objective, str(parts)]
+    running = [
+        subprocess.Popen(command, env=ENVIRONMENT | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+    assert [process.wait(timeout=300) for process in running] == [0] * processes
+    return load_file(work / "weights.safetensors"), ast.literal_eval((work / "losses").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["block_diffusion", "confidence"])
+def test_accumulation_times_processes_is_one_big_batch(tmp_path, data, objective):
+    """2 processes x 2 slices against 1 process x 4: the same rows, the same hidden tokens, one division by the counts of all."""
+    (shared, losses), (alone, wanted) = (
+        trained_by(processes, tmp_path / str(processes), data, objective, 4 // processes) for processes in (2, 1)
+    )
+    assert losses == pytest.approx(wanted, rel=1e-4)
+    for name, value in alone.items():
+        assert torch.allclose(shared[name], value, atol=1e-4), name
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step_and_keeping_the_checkpoint(tmp_path, data):
