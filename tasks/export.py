@@ -3,9 +3,10 @@
     python -m tasks.export --model data/models/tune_cap --to exports/tune_cap
     python -m tasks.export --model data/models/tune_cap --to exports/tune_cap-llada2 --family llada2_moe --dtype bfloat16
 
-Without --family the layout is this project's own, which AutoModelForCausalLM opens with trust_remote_code=True. A public family
-(llada, llada2_moe, minimind, llama, qwen2, qwen3) is written as its public checkpoints are: for their remote code or the classes
-of transformers. --model takes a folder or a hub id of any of these families.
+AutoModelForCausalLM opens every export with trust_remote_code=True. Without --family the layout is this project's own. A public
+family (llada, llada2_moe, minimind, llama, qwen2, qwen3) is written as its public checkpoints are: where those bring modelling
+code, ours stands under the same names and theirs may replace it; classes of transformers read it without, causally. --model takes
+a folder or a hub id of any of these families.
 """
 
 import argparse
@@ -56,8 +57,9 @@ def export(model: str, target: Path, family: str, dtype_name: str | None, name: 
     import torch
 
     from model.checkpoints.store import export_checkpoint, load_checkpoint, save_checkpoint
-    from model.hugging_face.bundle import AUTO_MAP, FILE, modelling_file
+    from model.hugging_face.bundle import AUTO_MAP, FILE, family_files, modelling_file
     from model.hugging_face.card import model_card
+    from model.registry import resolve
 
     _refuse_foreign_folder(target)
     source = root / model if (root / model).is_dir() else model
@@ -70,7 +72,11 @@ def export(model: str, target: Path, family: str, dtype_name: str | None, name: 
         texts = {"README.md": card, FILE: modelling_file()}
         save_checkpoint(target, network, config, folder, dtype, AUTO_MAP, texts)
     else:
-        export_checkpoint(target, network, config, family, folder, dtype, texts={"README.md": card})
+        layout = resolve("family", family)
+        stored = str(dtype or network.embedding.weight.dtype).removeprefix("torch.")
+        auto_map, files = family_files(layout, config, layout.write_config(config, stored))
+        texts = {"README.md": card, **files}
+        export_checkpoint(target, network, config, family, folder, dtype, auto_map=auto_map, texts=texts)
 
 
 def _refuse_foreign_folder(target: Path) -> None:

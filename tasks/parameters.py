@@ -55,7 +55,7 @@ def check_sections(params: Mapping[str, Any], pipeline: Path) -> None:
     )
     read = (name for stage in stages.values() for name in stage.get("do", stage).get("params", []))
     if stages:
-        known = {"preset", "seed", "threads", *stages, *(name.partition(".")[0] for name in read)}
+        known = {"preset", "seed", "threads", "plan", *stages, *(name.partition(".")[0] for name in read)}
         _refuse_unknown("params.yaml", "section", params, known)
 
 

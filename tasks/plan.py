@@ -19,18 +19,20 @@ from tasks.parameters import load_params
 
 BAD_INPUT = 2
 GIB = 2**30
-KEYS = {"stage", "family", "gpus", "gpu_memory_gib"}
+KEYS = {"stage", "family", "launch", "gpus", "gpu_memory_gib"}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU. `bystander`: a frozen teacher in bfloat16; `copies`: weights that autocast narrows for a forward."""
+    """Bytes of one GPU. `teacher`: a frozen one; `copies`: weights that autocast narrows for a forward; `gathered`: what is whole
+    for a while where processes share the network (see model/training/sharding.py)."""
 
     weights: int
     gradients: int
     optimizer: int
-    bystander: int
+    teacher: int
     copies: int
+    gathered: int
     activations: int
     logits: int
 
@@ -64,7 +66,8 @@ def plan(params: dict[str, Any], gpus: int | None, root: Path) -> str:
     wanted = params.get("plan")
     if not isinstance(wanted, dict) or set(wanted) != KEYS:
         raise ValueError(
-            "the preset needs a line like plan: {stage: tune_cap, family: llada2_moe, gpus: 8, gpu_memory_gib: 80}"
+            "the preset needs a line like plan: {stage: tune_cap, family: llada2_moe, launch: accelerate/fsdp2.yaml, gpus: 8, "
+            "gpu_memory_gib: 80}"
         )
     stage, section = wanted["stage"], params[wanted["stage"]]
     config = NetworkConfig.from_dict(
@@ -76,9 +79,22 @@ def plan(params: dict[str, Any], gpus: int | None, root: Path) -> str:
         }
     )
     lines = [f"{params['preset']}, stage {stage}, starts from {section.get('start_from', 'the stage before')}"]
+    lines += [launched_by(stage, root / wanted["launch"], wanted["launch"], gpus or wanted["gpus"])]
     lines += [check_against_family(config, wanted["family"])]
     lines += [*check_against_folder(config, section.get("start_from"), root)]
     return "\n".join([*lines, *describe_training(config, params, section, gpus or wanted["gpus"], wanted)])
+
+
+def launched_by(stage: str, file: Path, name: str, gpus: int) -> str:
+    """The command that trains on that many GPUs; ValueError without the launcher's file."""
+    import yaml
+
+    if not file.is_file():
+        raise ValueError(f"plan.launch {name} does not exist: accelerate/ddp.yaml and accelerate/fsdp2.yaml are there")
+    processes = yaml.safe_load(file.read_text(encoding="utf-8"))["num_processes"]
+    number = "" if processes == gpus else f" --num_processes {gpus}"
+    instance = " --instance tune_cap" if stage == "tune_cap" else ""
+    return f"accelerate launch --config_file {name}{number} -m tasks.{stage}{instance}"
 
 
 def _objective(family: str) -> str:
@@ -167,18 +183,18 @@ def describe_training(
     ]
     slice_rows = rows // (parts * gpus)
     doubled = 2 if config.attention == "block_causal" else 1  # [x_t ; x_0]
-    activations, copies = kept_for_backward(
-        network.config, slice_rows, length * doubled, section.get("precision", "float32")
-    )
-    teacher = 2 * _numel(parent) if "layers" in section else 0
+    precision = section.get("precision", "float32")
+    activations, copies = kept_for_backward(network.config, slice_rows, length * doubled, precision)
     logits = (
         slice_rows * length * config.embedding_rows * 4 * 3
     )  # float32, its log-softmax and its gradient; every position
-    weights = 4 * _numel(network)
-    replicated = Memory(weights, weights, 2 * weights, teacher, copies, activations, logits)
-    sharded = Memory(
-        weights // gpus, weights // gpus, 2 * weights // gpus, teacher, copies // gpus, activations, logits
+    held = held_bytes(network, parent if "layers" in section else None, section)
+    replicated = Memory(*held, copies, 0, activations, logits)
+    narrow_tied = (
+        2 * network.embedding.weight.numel() if network.config.tie_embeddings and precision == "bfloat16" else 0
     )
+    gathered = gathered_bytes(network, precision)
+    sharded = Memory(*(-(-part // gpus) for part in held), narrow_tied, gathered, activations, logits)
     lines += ["memory per GPU, GiB:   " + "".join(f"{name:>13}" for name in (*vars(replicated), "total"))]
     for name, memory in (("replicated (DDP)", replicated), (f"sharded over {gpus} (FSDP2)", sharded)):
         fits = (
@@ -189,6 +205,30 @@ def describe_training(
         values = "".join(f"{value / GIB:13.1f}" for value in (*vars(memory).values(), memory.total))
         lines += [f"{name:<23}{values}  {fits}"]
     return lines
+
+
+def held_bytes(network: Any, teacher: Any, section: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Weights, gradients, optimizer state (all float32) and a frozen teacher, of one process that has all of each."""
+    from model.training.optimizer import make_optimizers
+
+    optimizers = make_optimizers(network, section.get("optimizer", "adamw"), 1.0, 0.0)
+    averages = [
+        (1 if len(optimizers) > 1 and optimizer is optimizers[0] else 2) * parameter.numel()  # Muon has one, AdamW two
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    width = 2 if section.get("precision") == "bfloat16" else 4
+    weights = 4 * _numel(network)
+    return weights, weights, 4 * sum(averages), width * _numel(teacher) if teacher else 0
+
+
+def gathered_bytes(network: Any, precision: str) -> int:
+    """At most: one unit with its gradient and the buffer that is reduced, and the next unit, which is already on its way."""
+    width = 2 if precision == "bfloat16" else 4
+    layers = max(_numel(layer) for layer in network.layers) * (2 * width + width + 4)
+    embedding, head = _numel(network.embedding) * (4 + 4 + 4), _numel(network.unembedding) * (width + width + 4)
+    return max(layers, embedding, head)
 
 
 def _numel(network: Any) -> int:

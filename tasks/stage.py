@@ -21,7 +21,7 @@ from typing import Any
 
 from model.training.file_tracker import RunIdentity
 from model.training.pipeline_run import announce_pipeline_run, current_pipeline_run, end_pipeline_run
-from model.training.tracking import DeferredTracker, Tracker, open_tracker
+from model.training.tracking import DeferredTracker, Tracker, Unrecorded, open_tracker
 from tasks.environment import quiet, use_threads
 from tasks.fingerprint import fingerprint
 from tasks.parameters import check_sections, explain_section, load_params
@@ -31,11 +31,15 @@ LEFTOVERS = (
     2  # unfinished works of other keys kept per stage: going back to interrupted settings goes on where they were
 )
 BAD_INPUT, TEMPORARY, INTERRUPTED, TERMINATED = 2, 75, 130, 143
+IS_FIRST = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage's `main` is given. `work` survives kills and goes away on success; `key` names this very computation."""
+    """What a stage's `main` is given. `work` survives kills and goes away on success; `key` names this very computation.
+
+    Where `accelerate launch` starts several processes, all work in `work`, and the first alone records and publishes.
+    """
 
     name: str
     instance: str | None
@@ -74,12 +78,12 @@ def run_stage(main: Callable[[Stage], None], name: str) -> None:
     try:
         with open_stage(name, root, arguments.instance) as stage:
             started = time.monotonic()
-            print(
-                f"{stage.address}: begins ({stage.tracker.location}, work in {stage.work.relative_to(root)})",
-                flush=True,
-            )
+            if IS_FIRST:
+                where = f"{stage.tracker.location}, work in {stage.work.relative_to(root)}"
+                print(f"{stage.address}: begins ({where})", flush=True)
             main(stage)
-        print(f"{stage.address}: done in {time.monotonic() - started:.1f} s", flush=True)
+        if IS_FIRST:
+            print(f"{stage.address}: done in {time.monotonic() - started:.1f} s", flush=True)
     except ValueError as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         print(f"{name}: {error}\n({Path(frame.filename).name}, line {frame.lineno})", file=sys.stderr, flush=True)
@@ -122,15 +126,19 @@ def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[S
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         tracker.close(status)
-        end_pipeline_run(root, status)
+        if IS_FIRST:
+            end_pipeline_run(root, status)
         raise
     tracker.close()
-    shutil.rmtree(work, ignore_errors=True)
-    _bound_leftovers(work.parent)
+    if IS_FIRST:
+        shutil.rmtree(work, ignore_errors=True)
+        _bound_leftovers(work.parent)
 
 
 def _tracker(root: Path, identity: RunIdentity) -> Tracker:
     """The stage's run under the pipeline's. The first stage only announces one, and records itself if it found news."""
+    if not IS_FIRST:
+        return Unrecorded()
 
     def attached() -> Tracker:
         return open_tracker(root, replace(identity, parent_run=current_pipeline_run(root)))

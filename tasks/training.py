@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from model.checkpoints.network_weights import is_sharded
 from model.checkpoints.store import Checkpoint, load_checkpoint, save_checkpoint
 from model.curricula import Recipe
 from model.hiding import HidingConfig
@@ -25,6 +26,7 @@ from model.text.packing import TokenRows
 from model.training.config import TrainingConfig
 from model.training.loader import RowLoader
 from model.training.loop import Progress, Trainer
+from model.training.sharding import processes, sharding
 from tasks.stage import Stage
 
 # How a network reads once it was trained with an objective.
@@ -35,9 +37,16 @@ OBJECTIVE_OF = {attention: objective for objective, attention in ATTENTION_OF.it
 def parent_checkpoint(stage: Stage, default: str) -> Checkpoint:
     """The network this stage starts from: `section.start_from` (a folder or hub id of any family) or what the stage before made.
 
-    It is loaded straight to the device that will train it, in float32: the optimizer needs the small differences.
+    It is loaded straight to the device that will train it, in float32: the optimizer needs the small differences. Under FSDP2
+    each process loads its own part.
     """
-    return load_checkpoint(source_of(stage, stage.section.get("start_from"), default), device=training_device())
+    source = source_of(stage, stage.section.get("start_from"), default)
+    return load_checkpoint(source, device=training_device(), shard=shard_of(stage))
+
+
+def shard_of(stage: Stage) -> Callable[[Transformer], None] | None:
+    """How this run cuts a network over its processes, if it does."""
+    return sharding(stage.section.get("precision", "float32"))
 
 
 def source_of(stage: Stage, given: str | None, default: str) -> Path | str:
@@ -157,7 +166,11 @@ def token_folders(tokens: Path, corpus: str) -> tuple[dict[str, list[Path]], lis
 def publish(stage: Stage, name: str, network: Transformer, tokenizer_folder: Path, progress: Progress) -> None:
     """Checkpoint, deterministic curve and deterministic numbers of a finished training run."""
     made = stage.work / "checkpoint"
-    save_checkpoint(made, network, network.config, tokenizer_folder)
+    is_first = processes().is_main_process
+    if is_first or is_sharded(network):  # all of those that share it give their parts
+        save_checkpoint(made, network, network.config, tokenizer_folder)
+    if not is_first:
+        return
     stage.publish(made, f"data/models/{name}")
     curve = stage.work / "curve.csv"
     columns = ["step", *sorted({key for point in progress.curve for key in point} - {"step"})]
@@ -195,8 +208,6 @@ def publish_metrics(stage: Stage, name: str, values: dict[str, Any]) -> None:
 
 
 def reading_as(network: Transformer, objective: str) -> Transformer:
-    """The same weights in a network that reads the way the objective trains it to."""
-    config = replace(network.config, attention=ATTENTION_OF[objective])
-    changed = Transformer(config)
-    changed.load_state_dict(network.state_dict())
-    return changed
+    """The network, from now on reading the way the objective trains it to."""
+    network.config = replace(network.config, attention=ATTENTION_OF[objective])
+    return network

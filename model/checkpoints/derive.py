@@ -1,11 +1,13 @@
 """New networks from old weights: AR -> diffusion, and a draft from a subset of a target's layers."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from model.checkpoints.network_weights import empty_network
+from model.checkpoints.network_weights import empty_network, empty_sharded_network
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 
@@ -48,10 +50,16 @@ def first_and_last_layers(num_layers: int, keep: int) -> list[int]:
     return [*range(keep // 2), *range(num_layers - keep // 2, num_layers)]
 
 
-def layer_subset(network: Transformer, layers: list[int]) -> Transformer:
-    """A deep copy with only the given layers, plus embeddings, final norm and head; a dense layer stays dense."""
+Shard = Callable[[Transformer], Any]
+
+
+def layer_subset(network: Transformer, layers: list[int], shard: Shard | None = None) -> Transformer:
+    """A deep copy with only the given layers, plus embeddings, final norm and head; a dense layer stays dense.
+
+    `shard` cuts the copy over processes as `network` is cut (see load_checkpoint).
+    """
     dense = sum(index < network.config.num_dense_layers for index in layers)
-    student = _like(network, replace(network.config, num_layers=len(layers), num_dense_layers=dense))
+    student = _like(network, replace(network.config, num_layers=len(layers), num_dense_layers=dense), shard)
     student.load_state_dict(
         {
             **{k: v for k, v in network.state_dict().items() if not k.startswith("layers.")},
@@ -61,9 +69,24 @@ def layer_subset(network: Transformer, layers: list[int]) -> Transformer:
     return student
 
 
-def _like(network: Transformer, config: NetworkConfig) -> Transformer:
+def narrowed(network: Transformer, shard: Shard | None = None) -> Transformer:
+    """The network with bfloat16 parameters: itself, changed in place, or a copy where `shard` cuts it over processes.
+
+    Buffers stay as they are.
+    """
+    if shard is None:
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        return network
+    narrow = empty_sharded_network(network.config, network.embedding.weight.device, torch.bfloat16, shard)
+    narrow.load_state_dict(network.state_dict())
+    return narrow
+
+
+def _like(network: Transformer, config: NetworkConfig, shard: Shard | None = None) -> Transformer:
     """An empty network where the given one is and in its dtype."""
-    return empty_network(config, network.embedding.weight.device, network.embedding.weight.dtype)
+    device, dtype = network.embedding.weight.device, network.embedding.weight.dtype
+    return empty_sharded_network(config, device, dtype, shard) if shard else empty_network(config, device, dtype)
 
 
 def _layers(source: nn.ModuleList, layers: list[int]) -> dict[str, torch.Tensor]:

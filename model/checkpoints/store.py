@@ -20,13 +20,12 @@ from model.checkpoints.families.family import GENERIC_KEYS, Family
 from model.checkpoints.network_weights import empty_network, empty_sharded_network, fill, is_sharded, store
 from model.checkpoints.source import checkpoint_folder
 from model.checkpoints.tokenizer_fit import fitted
-from model.checkpoints.weight_files import PICKLES, WeightFiles, weight_files
+from model.checkpoints.weight_files import MAXIMUM_SHARD_BYTES, PICKLES, WeightFiles, weight_files
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.registry import names, resolve
 
 MODEL_TYPE, ARCHITECTURE = "unmask", "UnmaskForCausalLM"
-MAXIMUM_SHARD_BYTES = 5_000_000_000
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -75,15 +74,19 @@ def export_checkpoint(
     tokenizer_folder: Path | None = None,
     dtype: torch.dtype | None = None,
     maximum_shard_bytes: int = MAXIMUM_SHARD_BYTES,
+    auto_map: Mapping[str, str] | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> None:
     """Publish a network as a public family's folder: its config keys, tensor names, shapes and index; `texts` beside them.
+
+    `auto_map` is for a family whose public config.json has none.
 
     ValueError, before anything is written, when the family has no key or tensor for something this network has. What a key cannot
     say but changes no tensor (such as the mask token's id) stands under `unmask` in config.json, and `load_checkpoint` reads it.
     """
     layout: Family = resolve("family", family)
     values = layout.write_config(config, str(dtype or network.embedding.weight.dtype).removeprefix("torch."))
+    values |= {"auto_map": dict(auto_map)} if auto_map else {}
     with _published(folder, network) as temporary:
         store(network, config, layout, temporary, maximum_shard_bytes, dtype)
         _write_beside(temporary, values, tokenizer_folder, texts)

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from model.checkpoints.store import export_checkpoint, load_checkpoint, save_checkpoint
+from model.hugging_face.foreign import device_of, dtype_of
 from model.hugging_face.modeling import StoredConfig, UnmaskConfig, UnmaskForCausalLM
 
 FOREIGN_TYPES = ("llada", "llada2_moe", "llada2_moe_veomni", "minimind")
@@ -37,7 +38,9 @@ class FaceModel(UnmaskForCausalLM):
         **unused: Any,
     ) -> "FaceModel":
         """The model of a folder or hub id; ValueError that names what does not fit. `dtype`: None is float32."""
-        checkpoint = load_checkpoint(pretrained_model_name_or_path, _device(device_map), _dtype(dtype or torch_dtype))
+        checkpoint = load_checkpoint(
+            pretrained_model_name_or_path, device_of(device_map), dtype_of(dtype or torch_dtype)
+        )
         if config is None:
             config = cls.config_class.from_pretrained(checkpoint.folder)
         config.describe(checkpoint.config)
@@ -53,22 +56,6 @@ class FaceModel(UnmaskForCausalLM):
             save_checkpoint(folder, network, network.config, folder)
         else:
             export_checkpoint(folder, network, network.config, self.family, folder)
-
-
-def _dtype(value: torch.dtype | str | None) -> torch.dtype | None:
-    if value == "auto":
-        return None
-    return getattr(torch, value) if isinstance(value, str) else value
-
-
-def _device(value: str | torch.device | dict[str, Any] | None) -> str | torch.device:
-    if isinstance(value, dict):
-        if len(value) != 1:
-            raise ValueError(f"device_map {value} spreads a model over devices: this face puts it on one")
-        value = next(iter(value.values()))
-    if value == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return value or "cpu"
 
 
 def _classes(model_type: str) -> tuple[type[StoredConfig], type[FaceModel]]:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.checkpoints.network_weights import is_sharded
 from model.objectives.curriculum import Curriculum
 from model.objectives.objective import Objective, Terms, View
 from model.text.batch import Batch
@@ -26,6 +27,7 @@ from model.training.config import TrainingConfig
 from model.training.expert_load import ExpertLoads
 from model.training.loader import RowLoader
 from model.training.optimizer import learning_rate_factor, make_optimizers
+from model.training.sharding import load_shards, processes, save_shards, sharding
 from model.training.tracking import Tracker
 
 
@@ -53,7 +55,10 @@ def seeded(seed: int, *counters: int) -> torch.Generator:
 
 
 class Trainer:
-    """Trains `network` on `loader` with `objective`; `run()` returns when all steps are done or patience is out."""
+    """Trains `network` on `loader` with `objective`; `run()` returns when all steps are done or patience is out.
+
+    `loader` gives whole batches: each process takes its share of the rows. Under FSDP2 a network that is not cut yet is cut here.
+    """
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class Trainer:
         name: str,
     ) -> None:
         mixed = {"float32": "no", "bfloat16": "bf16"}[config.precision]
+        processes()
         self.accelerator = Accelerator(mixed_precision=mixed)
         self.objective_at = objective.at if isinstance(objective, Curriculum) else lambda step: objective
         self.objective, self.validation_objective = self.objective_at(0), validation_objective
@@ -76,8 +82,14 @@ class Trainer:
         self.loader = loader.fraction(self.accelerator.process_index, self.accelerator.num_processes)
         self.validation, self.config = validation, config
         self.work, self.tracker, self.seed, self.name = work, tracker, seed, name
+        shard = sharding(config.precision)
+        if shard and not is_sharded(network):
+            shard(network)
+        self.shares_network = shard is not None
         optimizers = make_optimizers(network, config.optimizer, config.learning_rate, config.weight_decay)
-        self.network, *self.optimizers = self.accelerator.prepare(network, *optimizers)
+        self.network, self.optimizers = network, optimizers
+        if not self.shares_network:
+            self.network, *self.optimizers = self.accelerator.prepare(network, *optimizers)
         self.raw_network = self.accelerator.unwrap_model(self.network)
         self.experts = ExpertLoads(
             self.raw_network, config.expert_bias, config.expert_bias_step, self.accelerator.reduce
@@ -107,7 +119,7 @@ class Trainer:
             for batch in batches:
                 if progress.stopped_early:
                     break
-                window.add(self._step(batch), int((batch.documents >= 0).sum()))
+                window.add(self._step(batch), int((batch.documents >= 0).sum()) * self.accelerator.num_processes)
                 progress.step += 1
                 bar.update()
                 if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
@@ -135,13 +147,13 @@ class Trainer:
                 totals = {name: count.clamp_min(1.0) for name, (_, count) in terms.items()}
             parts = {name: total / totals[name] for name, (total, _) in terms.items()}
             loss = sum(self.objective.weights[name] * part for name, part in parts.items())
-            # DDP averages gradients over processes; the terms are already divided by the counts of all of them.
+            # DDP and FSDP2 average gradients over processes; the terms are already divided by the counts of all of them.
             self.accelerator.backward(loss * self.accelerator.num_processes)
             for name, part in {**parts, "loss": loss}.items():
                 measured[name] = measured.get(name, 0.0) + part.detach()
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
         values = {name: float(self.accelerator.reduce(value, "sum")) for name, value in measured.items()}
-        values["gradient_norm"] = float(norm)
+        values["gradient_norm"] = float(norm.full_tensor() if self.shares_network else norm)
         if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
             raise ValueError(
                 f"{self.name}: the loss or its gradient is not finite at step {step + 1} (loss {values['loss']}, gradient norm "
@@ -197,18 +209,25 @@ class Trainer:
         self.network.eval()
         rows = min(self.config.validation_rows, self.validation.num_rows)
         sums: dict[str, list[float]] = {}
-        graded = 0
-        for index, start in enumerate(range(0, rows, 64)):
+        graded, starts, world = 0, range(0, rows, 64), self.accelerator.num_processes
+        # Every process makes equally many forwards; one that has run out of rows repeats some and counts nothing.
+        for turn in range(self.accelerator.process_index, -(-len(starts) // world) * world, world):
+            index, counted = turn % len(starts), turn < len(starts)
+            start = starts[index]
             batch = self.validation.read(range(start, min(start + 64, rows))).to(self.accelerator.device)
             view = self.validation_objective.corrupt(batch, seeded(self.seed, 2**40, index))
             with self.accelerator.autocast():
                 hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise, view.graded)
                 terms = self.validation_objective.score(hidden, self.raw_network.head, view)
-            graded += int(batch.graded.sum())
+            graded += int(batch.graded.sum()) * counted
             for name, (total, count) in terms.items():
                 pair = sums.setdefault(name, [0.0, 0.0])
-                pair[0] += float(total)
-                pair[1] += float(count)
+                pair[0] += float(total) * counted
+                pair[1] += float(count) * counted
+        if world > 1:
+            values = torch.tensor([*sums.values(), [graded, 0.0]], dtype=torch.float64, device=self.accelerator.device)
+            *pairs, (graded, _) = self.accelerator.reduce(values, "sum").tolist()
+            sums = dict(zip(sums, pairs, strict=True))
         means = {name: total / max(count, 1.0) for name, (total, count) in sums.items()}
         likelihood = next(name for name in means if self.validation_objective.weights[name] > 0)
         nats_per_byte = sums[likelihood][0] / (self.validation.num_bytes * graded / self.validation.num_graded_tokens)
@@ -239,9 +258,10 @@ class Trainer:
         known = [(bits, step) for bits, step in self.progress.kept]
         kept = sorted([*known, (bits, self.progress.step)])[: self.config.merge_best]
         gone = [step for _, step in self.progress.kept if step not in {step for _, step in kept}]
-        if self.accelerator.is_main_process:
-            if self.progress.step in {step for _, step in kept}:
-                self.best.write(self.raw_network, self.progress.step)
+        is_first = self.accelerator.is_main_process
+        if self.progress.step in {step for _, step in kept} and (is_first or self.shares_network):
+            self.best.write(self.raw_network, self.progress.step)
+        if is_first:
             self.best.remove(gone)
         self.progress.kept = kept
 
@@ -272,7 +292,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
+        if self.shares_network:
+            save_shards(temporary, self.network, self.optimizers)
+        else:
+            self.accelerator.save_state(str(temporary))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             (temporary / "progress.json").write_text(json.dumps(self.progress.__dict__))
@@ -282,8 +305,11 @@ class Trainer:
 
     def _resume(self) -> None:
         points = _resume_points(self.work)
-        if points:
+        if points and self.shares_network:
+            load_shards(points[-1], self.network, self.optimizers)
+        elif points:
             self.accelerator.load_state(str(points[-1]))
+        if points:
             self.progress = Progress(**json.loads((points[-1] / "progress.json").read_text()))
 
 

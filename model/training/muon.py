@@ -32,13 +32,15 @@ class Muon(torch.optim.Optimizer):
                     continue
                 update = self._nesterov(parameter, group["momentum"])
                 parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                if hasattr(parameter, "device_mesh"):
+                    _add_gathered(update, parameter, group["parts"], group["lr"])
+                    continue
                 for matrix, target in _matrices(update, parameter, group["parts"]):
                     by_shape.setdefault(matrix.shape, []).append((matrix, target, group["lr"]))
         for shape, items in by_shape.items():
             updates = orthogonalised(torch.stack([matrix for matrix, _, _ in items]))
             for update, (_, target, rate) in zip(updates, items, strict=True):
-                # An orthogonal matrix has entries of size 1 / sqrt(longer side); AdamW's updates have about 0.2.
-                target.add_(update, alpha=-rate * 0.2 * max(shape) ** 0.5)
+                target.add_(update, alpha=-rate * _scale(shape))
 
     def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
         state = self.state[parameter]
@@ -46,6 +48,25 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(parameter.grad, 1.0 - momentum)
         return parameter.grad.lerp(state["momentum"], momentum)
+
+
+def _scale(shape: tuple[int, ...]) -> float:
+    """An orthogonal matrix has entries of size 1 / sqrt(longer side); AdamW's updates have about 0.2."""
+    return 0.2 * max(shape) ** 0.5
+
+
+def _add_gathered(update: Tensor, parameter: Tensor, parts: tuple[int, ...] | None, rate: float) -> None:
+    """The update of a parameter cut over processes (DTensor): each gathers one whole weight at a time and keeps its own part.
+
+    The iterations are done by every process; what it costs beside AdamW grows with the number of processes.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = update.full_tensor()
+    for matrix, target in list(_matrices(whole, whole, parts)):
+        target.copy_(orthogonalised(matrix[None])[0].mul_(_scale(matrix.shape)))
+    own = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.add_(own, alpha=-rate)
 
 
 def _matrices(update: Tensor, parameter: Tensor, parts: tuple[int, ...] | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,6 +1,9 @@
 """An export carries everything other tools need, says where it comes from, and is refused before anything is written."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from model.training.tracking import open_tracker
 from tasks.export import main
 from tasks.fingerprint import fingerprint
 
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 PIPELINE = """stages:
   finetune_diffusion: {cmd: python -m tasks.finetune_diffusion, outs: [data/models/finetune_diffusion]}
   tune_cap:
@@ -121,3 +125,75 @@ def test_what_cannot_be_written_leaves_nothing_behind(at_root: Path, capsys: pyt
     assert main(["--model", "data/models/tune_cap", "--to", "precious"]) == 2
     assert "no earlier export" in capsys.readouterr().err
     assert (at_root / "precious/notes.txt").read_text() == "mine"
+
+
+OUTSIDE = """
+import sys, json, torch
+from transformers import AutoModel, AutoModelForCausalLM
+assert not any(name.split(".")[0] in ("model", "tasks") for name in sys.modules)
+said = {}
+for folder in sys.argv[1:]:
+    face = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]])
+    states = face(ids, output_hidden_states=True).hidden_states[-1]
+    answer = face.generate(inputs=ids, gen_length=16, block_length=8, steps=8, eos_id=2, mask_id=59)
+    assert face.dtype == torch.float32 and answer.shape[0] == 1
+    if "AutoModel" in face.config.auto_map:
+        base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+        assert torch.equal(getattr(base(ids, output_hidden_states=True), "hidden_states")[-1], states)
+    face.save_pretrained(folder + ".again")
+    again = AutoModelForCausalLM.from_pretrained(folder + ".again", trust_remote_code=True)
+    assert torch.equal(again(ids).logits, face(ids).logits)
+    said[folder] = [type(face).__name__, face(ids).logits.flatten().tolist(), answer.tolist()]
+print(json.dumps(said))
+"""
+LAYOUTS = {
+    "llada": ("llada-tiny", "LLaDAModelLM"),
+    "llada2_moe": ("llada2-moe-tiny", "LLaDA2MoeModelLM"),
+    "minimind": ("minimind-upstream-tiny", "ExportedForCausalLM"),
+    "qwen3": ("data/models/tune_cap", "ExportedForCausalLM"),
+}
+
+
+@pytest.mark.slow
+def test_an_export_in_any_layout_opens_elsewhere_with_remote_code_under_the_public_names(at_root: Path) -> None:
+    for family, (source, _) in LAYOUTS.items():
+        model = source if "/" in source else str(FIXTURES / source)
+        assert main(["--model", model, "--to", f"out/{family}-outside", "--family", family]) == 0
+        public = FIXTURES / source / "config.json"
+        wanted = json.loads(public.read_text()).get("auto_map") if public.exists() else None
+        found = json.loads((at_root / f"out/{family}-outside/config.json").read_text())["auto_map"]
+        assert wanted in (None, found)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(at_root / "home"), "HF_HUB_OFFLINE": "1"}
+    folders = [f"out/{family}-outside" for family in LAYOUTS]
+    done = subprocess.run(
+        [sys.executable, "-c", OUTSIDE, *folders],
+        cwd=at_root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]])
+    for family, (source, class_name) in LAYOUTS.items():
+        face = AutoModelForCausalLM.from_pretrained(source if "/" in source else FIXTURES / source)
+        name, logits, answer = said[f"out/{family}-outside"]
+        assert name == class_name
+        torch.testing.assert_close(torch.tensor(logits), face(ids).logits.flatten(), atol=1e-5, rtol=1e-5)
+        options = {"gen_length": 16, "block_length": 8, "steps": 8, "eos_id": 2, "mask_id": 59}
+        assert answer == face.generate(inputs=ids, **options).tolist()
+
+
+def test_an_autoregressive_network_of_transformers_own_class_needs_no_code(at_root: Path) -> None:
+    config = NetworkConfig(
+        vocabulary_size=60, hidden_size=16, num_layers=2, num_heads=2, feed_forward_size=24, norm="rms_cast_first"
+    )
+    network = Transformer(config)
+    network.initialise(torch.Generator().manual_seed(0))
+    save_checkpoint(at_root / "causal", network, config, at_root / "none")
+    assert main(["--model", "causal", "--to", "out/causal", "--family", "qwen3"]) == 0
+    assert not list((at_root / "out/causal").glob("*.py"))
+    assert "auto_map" not in json.loads((at_root / "out/causal/config.json").read_text())

@@ -27,7 +27,13 @@ def small(**changes) -> dict:
     } | changes  # fmt: skip
     return {
         "preset": "small",
-        "plan": {"stage": "tune_cap", "family": "llada2_moe", "gpus": 2, "gpu_memory_gib": 80},
+        "plan": {
+            "stage": "tune_cap",
+            "family": "llada2_moe",
+            "launch": "accelerate/fsdp2.yaml",
+            "gpus": 2,
+            "gpu_memory_gib": 80,
+        },
         "tokenize": {"vocabulary_size": 128, "row_tokens": 32, "block_tokens": 32},
         "network": network,
         "tune_cap": {"start_from": "tests/fixtures/llada2-moe-tiny", "batch_rows": 4, "steps": 10},
@@ -62,6 +68,16 @@ def test_a_batch_that_the_gpus_cannot_share_is_refused(capsys: pytest.CaptureFix
     (tmp_path / "params.yaml").write_text("preset: bare\n")
     assert main([str(tmp_path / "params.yaml")]) == 2
     assert "needs a line like plan:" in capsys.readouterr().err
+
+
+def test_the_plan_names_the_launch_and_needs_its_file() -> None:
+    assert "accelerate launch --config_file accelerate/fsdp2.yaml --num_processes 2 -m tasks.tune_cap" in plan(
+        small(), None, ROOT
+    )
+    params = small()
+    params["plan"]["launch"] = "accelerate/none.yaml"
+    with pytest.raises(ValueError, match=r"accelerate/none\.yaml does not exist"):
+        plan(params, None, ROOT)
 
 
 def test_kept_activations_are_those_of_a_real_graph() -> None:
