@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,12 +50,16 @@ class StageProcesses:
 
     def run(self, stage: str, on_line: Callable[[str], None]) -> Outcome:
         """Runs a stage to its end, handing over each line it prints."""
+        return self.run_command([*DVC, "repro", "--single-item", stage], on_line)
+
+    def run_command(self, command: Sequence[str], on_line: Callable[[str], None]) -> Outcome:
+        """The same for any command."""
         started = time.monotonic()
         with self._lock:
             if self.stopped.is_set():
                 return Outcome("failed", 0.0, "stopped before it began")
             process = subprocess.Popen(
-                [sys.executable, "-S", "-E", str(GUARD), *DVC, "repro", "--single-item", stage],
+                [sys.executable, "-S", "-E", str(GUARD), *command],
                 cwd=self.root,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from tasks.environment import quiet
 
 TABLE = "data/reports/table.txt"
 DELIVERY_SECONDS = 15
+_HELD: set[Path] = set()  # run locks of this process
 
 
 def main() -> int:
@@ -58,8 +59,14 @@ def prepare(root: Path) -> None:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Holds this checkout's run lock; ValueError that names the holder when another run has it."""
-    file = root / ".work" / "pipeline.lock"
+    """Holds this checkout's run lock; ValueError that names the holder when another run has it.
+
+    A process that holds it may ask again: a flow that runs inside another one, or inside a command.
+    """
+    file = (root / ".work" / "pipeline.lock").resolve()
+    if file in _HELD:
+        yield
+        return
     file.parent.mkdir(exist_ok=True)
     with file.open("a+", encoding="utf-8") as stream:
         try:
@@ -71,7 +78,11 @@ def alone(root: Path) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         stream.flush()
-        yield
+        _HELD.add(file)
+        try:
+            yield
+        finally:
+            _HELD.discard(file)
 
 
 def _run(root: Path, max_parallel: int) -> int:
@@ -90,14 +101,14 @@ def _run(root: Path, max_parallel: int) -> int:
         try:
             state = pipeline(max_parallel=max_parallel, already=already, return_state=True)
         finally:
-            _deliver()
+            deliver()
     if state.is_completed():
         _show_table(root)
     print(f"\npipeline: {state.message or state.name}")
     return 0 if state.is_completed() else 1
 
 
-def _deliver() -> None:
+def deliver() -> None:
     """Prefect sends log lines and events in batches from threads: its server must not end before the last of them."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogHandler

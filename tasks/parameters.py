@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+OPERATIONS = ("retrain",)  # sections that belong to no stage: what is done with results, not how they are made
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars, as DVC sees them: 3e-4 is a number, and `no`, `on` and `off` are words."""
@@ -55,7 +57,7 @@ def check_sections(params: Mapping[str, Any], pipeline: Path) -> None:
     )
     read = (name for stage in stages.values() for name in stage.get("do", stage).get("params", []))
     if stages:
-        known = {"preset", "seed", "threads", "plan", *stages, *(name.partition(".")[0] for name in read)}
+        known = {"preset", "seed", "threads", "plan", *OPERATIONS, *stages, *(name.partition(".")[0] for name in read)}
         _refuse_unknown("params.yaml", "section", params, known)
 
 

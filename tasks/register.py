@@ -3,6 +3,7 @@
 Models are told apart by the hash of their checkpoint: one that is registered already is left alone, one that is missing (or
 whose files are gone) is registered again. `challenger` is always the newest; `champion` is set only where there is none, so
 that nothing replaces a champion but a promotion. A target version names the draft it belongs to, so that both move together.
+Each version says where it comes from: commit, dvc.lock, data and their licenses, the pipeline's run, the versions before it.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from model.training.pipeline_run import close_pipeline_run, current_pipeline_run
 from model.training.tracking import EXPERIMENT, open_store, tracking_uri
 from tasks.fingerprint import fingerprints
 from tasks.parameters import check_keys
+from tasks.promotion import champions, decisions
+from tasks.promotion.data_profile import FILE, profile_of
 from tasks.stage import Stage, run_stage
 
 MODELS = {  # registered name -> the stage whose checkpoint it is
@@ -23,7 +26,7 @@ MODELS = {  # registered name -> the stage whose checkpoint it is
     "unmask-target": "finetune_diffusion",
     "unmask-target-cap": "tune_cap",
 }
-DRAFT = "unmask-draft"
+DRAFT, TARGET = champions.DRAFT, champions.LEADER
 PROGRAM = Path("model/apps/pyfunc_model.py")
 REPORT = ("data/reports/report.json", "data/reports/report.html")
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -44,22 +47,28 @@ def register(stage: Stage) -> None:
     check_keys(stage.name, stage.section, ())
     client, _ = open_store(stage.root)
     keys = fingerprints(stage.root)
-    draft_version = ""
+    origin = data_origin(stage)
+    versions: dict[str, str] = {}
+    fresh: set[str] = set()
     for candidate in candidates(stage.root):
         version = find_version(client, candidate)
         is_new = version is None
         if version is None:
             version = log_version(stage, candidate)
-            tags = lineage(stage, candidate, keys.get(candidate.stage, ""), draft_version)
-            tag_version(client, candidate.name, version, tags)
+            tags = lineage(stage, candidate, keys.get(candidate.stage, ""))
+            tag_version(client, candidate.name, version, tags | origin)
+            fresh.add(candidate.name)
         tag_version(client, candidate.name, version, measurements(stage.root, candidate.stage))
-        set_aliases(client, candidate.name, version)
+        versions[candidate.name] = version
         print(
             f"register: {candidate.name} version {version} {'registered' if is_new else 'is there already'}", flush=True
         )
         stage.tracker.set_tags({f"registered.{candidate.name}": version})
-        if candidate.name == DRAFT:
-            draft_version = version
+    for name, version in versions.items():
+        if name in fresh:
+            tag_version(client, name, version, relatives(client, name, versions))
+        set_aliases(client, stage.root, name, version)
+    champions.follow(client)
     earlier = {name: key for name, key in keys.items() if name != stage.name}
     close_pipeline_run(stage.root, earlier, [stage.root / path for path in REPORT])
 
@@ -85,16 +94,46 @@ def hash_of_folder(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def lineage(stage: Stage, candidate: Candidate, key: str, draft_version: str) -> dict[str, str]:
-    """Where a version comes from; a target also names the draft that was trained with it."""
+def lineage(stage: Stage, candidate: Candidate, key: str) -> dict[str, str]:
+    """What a version was made by and from."""
+    lock = stage.root / "dvc.lock"
     tags = {
         "unmask.checkpoint": candidate.checkpoint_hash,
         "unmask.stage": candidate.stage,
         "unmask.key": key,
         "unmask.pipeline_run": current_pipeline_run(stage.root) or "",
+        "unmask.dvc_lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "",
     }
-    tags |= {name: stage.tags[name] for name in ("unmask.preset", "unmask.git", "unmask.data")}
-    return tags | ({"unmask.draft_version": draft_version} if draft_version else {})
+    return tags | {name: stage.tags[name] for name in ("unmask.preset", "unmask.git", "unmask.data")}
+
+
+def data_origin(stage: Stage) -> dict[str, str]:
+    """Tags about the text under the models; the profile itself becomes an artifact of this stage's run, `unmask.data_profile`."""
+    if not (stage.root / "data/validated/summary.json").is_file():
+        return {}
+    fraction = float((stage.params.get("tokenize") or {}).get("validation_fraction", 0.02))
+    profile = profile_of(stage.root, fraction)
+    file = stage.work / FILE
+    file.write_text(json.dumps(profile, ensure_ascii=False) + "\n", encoding="utf-8")
+    stage.tracker.log_artifact(file)
+    licenses = sorted({corpus["license"] or "unknown" for corpus in profile["corpora"].values()})
+    corpora = [f"{title}={corpus['identity'][:16]}" for title, corpus in profile["corpora"].items()]
+    return {
+        "unmask.data_profile": stage.tracker.run,
+        "unmask.data_corpora": ", ".join(corpora)[: champions.LONGEST_TAG],
+        "unmask.licenses": ", ".join(licenses)[: champions.LONGEST_TAG],
+        "unmask.validation": "passed" if profile["passed"] else "failed",
+    }
+
+
+def relatives(client: Any, name: str, versions: dict[str, str]) -> dict[str, str]:
+    """The versions a new one belongs to: a target's draft, what it was made from, and who was champion at that time."""
+    tags = {"unmask.champion_then": champions.aliases(client, name).get(champions.CHAMPION, "")}
+    if name != DRAFT and DRAFT in versions:
+        tags[champions.DRAFT_TAG] = versions[DRAFT]
+    if name != TARGET and TARGET in versions:  # the draft was distilled from it, CAP tuned on it
+        tags["unmask.parent_version"] = f"{TARGET}/{versions[TARGET]}"
+    return tags
 
 
 def measurements(root: Path, stage: str) -> dict[str, str]:
@@ -155,13 +194,14 @@ def _pinned(package: str) -> str:
     return f"{package}=={version(package).partition('+')[0]}"
 
 
-def set_aliases(client: Any, name: str, version: str) -> None:
+def set_aliases(client: Any, root: Path, name: str, version: str) -> None:
     """`challenger` to this version, and `champion`, too, where there is none yet."""
-    aliases = client.get_registered_model(name).aliases
-    if aliases.get("challenger") != version:
-        client.set_registered_model_alias(name, "challenger", version)
-    if "champion" not in aliases:
-        client.set_registered_model_alias(name, "champion", version)
+    named = champions.aliases(client, name)
+    if named.get(champions.CHALLENGER) != version:
+        client.set_registered_model_alias(name, champions.CHALLENGER, version)
+    if champions.CHAMPION not in named:
+        client.set_registered_model_alias(name, champions.CHAMPION, version)
+        decisions.append(root, {"action": decisions.FIRST, "model": name, "from": "", "to": version})
 
 
 if __name__ == "__main__":

@@ -74,8 +74,9 @@ def run_stage(main: Callable[[Stage], None], name: str) -> None:
     quiet()
     root = Path.cwd()
     arguments = _parse_arguments(main, name, root)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
+    signal.signal(signal.SIGTERM, stop_on_signal)
+
+    def run() -> None:
         with open_stage(name, root, arguments.instance) as stage:
             started = time.monotonic()
             if IS_FIRST:
@@ -84,19 +85,29 @@ def run_stage(main: Callable[[Stage], None], name: str) -> None:
             main(stage)
         if IS_FIRST:
             print(f"{stage.address}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+    if code := exit_code_of(run, name):
+        sys.exit(code)
+
+
+def exit_code_of(run: Callable[[], None], name: str) -> int:
+    """Runs it; what went wrong is printed for a person and becomes one of the codes of run_stage."""
+    try:
+        run()
     except ValueError as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         print(f"{name}: {error}\n({Path(frame.filename).name}, line {frame.lineno})", file=sys.stderr, flush=True)
-        sys.exit(BAD_INPUT)
+        return BAD_INPUT
     except OSError as error:
         traceback.print_exc()
         person_can_mend = isinstance(
             error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
         )
-        sys.exit(1 if person_can_mend else TEMPORARY)
+        return 1 if person_can_mend else TEMPORARY
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    return 0
 
 
 @contextmanager
@@ -133,6 +144,31 @@ def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[S
     if IS_FIRST:
         shutil.rmtree(work, ignore_errors=True)
         _bound_leftovers(work.parent)
+
+
+@contextmanager
+def open_session(name: str, root: Path, key: str) -> Iterator[Stage]:
+    """The same for work that DVC does not know because it makes no result: it judges some, under a key of its own."""
+    params = load_params(root / "params.yaml")
+    check_sections(params, root / "dvc.yaml")
+    section = params.get(name) or {}
+    threads = _whole(section.get("threads", params.get("threads", 1)), "threads", 1)
+    use_threads(threads)
+    work = root / ".work" / name / key
+    work.mkdir(parents=True, exist_ok=True)
+    os.utime(work)
+    tags = _tags(root, params, name, None)
+    tracker = open_tracker(root, RunIdentity(name, key, tags))
+    seed = _whole(params.get("seed", 0), "seed", 0)
+    try:
+        tracker.log_params(section)
+        yield Stage(name, None, params, section, seed, threads, root, work, key, tags, tracker)
+    except BaseException as error:
+        tracker.close("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    tracker.close()
+    shutil.rmtree(work, ignore_errors=True)
+    _bound_leftovers(work.parent)
 
 
 def _tracker(root: Path, identity: RunIdentity) -> Tracker:
@@ -177,7 +213,8 @@ def _parse_arguments(main: Callable[[Stage], None], name: str, root: Path) -> ar
     return parser.parse_args()
 
 
-def _stop(signum: int, frame: Any) -> None:
+def stop_on_signal(signum: int, frame: Any) -> None:
+    """SIGTERM's handler: ends the process through every `finally`."""
     sys.exit(TERMINATED)
 
 

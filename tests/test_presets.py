@@ -12,6 +12,7 @@ from model.training.config import TrainingConfig
 from model.training.optimizer import learning_rate_factor
 from tasks.contradictions import check_recipe
 from tasks.parameters import load_params
+from tasks.promotion.settings import RetrainOptions
 
 PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))
 METHOD_KEYS = {
@@ -38,5 +39,6 @@ def test_a_preset_is_accepted_by_every_stage_that_reads_it(preset):
     EvaluateConfig.from_section(params["evaluate"])
     for policy in params["speculate"]["policies"].values():
         make_policy(policy, block)
+    RetrainOptions.from_section(params["retrain"])
     longest = params["network"]["maximum_positions"]
     assert params["tokenize"]["row_tokens"] <= longest

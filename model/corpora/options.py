@@ -21,6 +21,7 @@ class RowOptions:
     content_field: str = "content"
     roles: Mapping[str, str] = field(default_factory=dict)  # the corpus's name of a role -> user, assistant or system
     txt_rows: str = "paragraphs"  # what one document of a .txt file is: paragraphs (split at blank lines), lines, files
+    license: str | None = None  # of the text, as SPDX names it; a retrained model is not promoted while nobody says
 
 
 def read_options(kind: type[OptionsType], written: Mapping[str, Any], where: str) -> OptionsType:

@@ -14,6 +14,7 @@ from model.corpora.options import read_options
 from model.corpora.toy_world import BENCHMARKS, WorldConfig, conversations, documents, questions
 
 _NOT_GENERATING = ("toy_world_show.py",)
+LICENSE = "Apache-2.0"  # of this repository, whose generator writes every word
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,15 @@ class ToyWorldCorpus:
 
     def described(self) -> dict[str, Any]:
         """The options and the parameters of the world, as the manifest records them."""
-        return {**asdict(self.options), "world": asdict(self.world)}
+        return {**asdict(self.options), "license": LICENSE, "world": asdict(self.world)}
 
     def look(self) -> list[Source]:
         """One source, whose identity changes with a parameter or with the generator's code."""
         folder = Path(__file__).parent
         code = {p.name: self.context.sha256(p) for p in folder.glob("toy_world*.py") if p.name not in _NOT_GENERATING}
-        parameters = {name: value for name, value in self.described().items() if name not in ("weight", "language")}
+        parameters = {
+            name: value for name, value in self.described().items() if name not in ("weight", "language", "license")
+        }
         return [Source("generated", identity_of({"kind": self.kind, "code": code, **parameters}))]
 
     def fetch(self, source: Source, folder: Path) -> None:

@@ -70,7 +70,8 @@ def run_register(checkout: Checkout) -> dict[str, dict[str, Any]]:
 
 def test_each_checkpoint_is_registered_once_and_a_champion_is_never_replaced(trained: Checkout) -> None:
     first = run_register(trained)
-    assert first == {name: {"challenger": "1", "champion": "1", "versions": 1} for name in MODELS}
+    both = {"challenger": "1", "champion": "1", "versions": 1}
+    assert first == {name: both | ({"draft": "1"} if name == "unmask-draft" else {}) for name in MODELS}
     assert run_register(trained) == first
 
     measured = trained.root / "data/metrics/evaluate/tune_cap.json"
@@ -85,7 +86,9 @@ def test_each_checkpoint_is_registered_once_and_a_champion_is_never_replaced(tra
     tags = client.get_model_version("unmask-target-cap", "2").tags
     assert (tags["eval.score"], tags["eval.tpf"]) == ("70.5", "3.25")
     assert tags["unmask.draft_version"] == "1"
-    assert {"unmask.git", "unmask.data", "unmask.pipeline_run", "unmask.checkpoint"} <= set(tags)
+    assert tags["unmask.parent_version"] == "unmask-target/1"
+    assert tags["unmask.champion_then"] == "1"
+    assert {"unmask.git", "unmask.data", "unmask.pipeline_run", "unmask.checkpoint", "unmask.dvc_lock"} <= set(tags)
 
     # Going back to the first checkpoint makes its version the challenger again, not a third one.
     write_checkpoint(trained.root, "tune_cap", list(MODELS).index("unmask-target-cap"))

@@ -1,0 +1,88 @@
+"""New data in, a judged challenger out: python -m flows.retrain (what `make retrain` calls), or the deployment `retrain`.
+
+Looks for news and stops when there are none. Otherwise: validate, measure drift, run what is out of date, judge the challengers
+against the champions, promote those that pass. A champion is never touched before the last step.
+"""
+
+import sys
+
+if __name__ == "__main__":  # prepares the process first: Prefect reads its environment while it is imported
+    from flows.operate import retrain_command
+
+    sys.exit(retrain_command())
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.states import Completed, Failed, State
+
+from flows.dvc_graph import read_graph
+from flows.news import News, look
+from flows.pipeline import pipeline, run_stage
+from flows.programs import run_program, show_decisions, show_drift
+from flows.slots import Slots, threads_of
+from flows.stage_process import StageProcesses
+from flows.start import alone
+from tasks.promotion import decisions
+
+GUARD_STAGE = "validate"  # what it refuses goes no further
+NOTHING_NEW = "nothing is new: no new data, every stage is up to date, every challenger has been judged"
+
+
+@flow(name="retrain", persist_result=False, log_prints=False)
+def retrain(max_parallel: int = 2, found: dict[str, Any] | None = None) -> State[Any]:
+    """Retrains and judges if there is reason to; `found` is what flows.news.look found just before, else it looks itself."""
+    root = Path.cwd()
+    processes = StageProcesses(root)
+    with alone(root):
+        try:
+            news = News(**found) if found else look(root, processes, get_run_logger().info)
+            return _retrain(root, processes, news, max_parallel)
+        except BaseException:  # a cancellation arrives here, in the main thread
+            processes.stop()
+            raise
+
+
+def _retrain(root: Path, processes: StageProcesses, news: News, max_parallel: int) -> State[Any]:
+    if news.failed:
+        return _stopped(root, news.failed)
+    if not news.is_any:
+        get_run_logger().info(NOTHING_NEW)
+        return Completed(message=NOTHING_NEW)
+    if news.stale:
+        if GUARD_STAGE in read_graph(root):
+            validated = run_stage.with_options(name=GUARD_STAGE, task_run_name=GUARD_STAGE)(
+                GUARD_STAGE, processes, Slots(max_parallel), threads_of(root, GUARD_STAGE), return_state=True
+            )
+            if not validated.is_completed():
+                return _stopped(root, f"{validated.message}; see data/reports/validation/index.html")
+        drift = _named("drift")("drift", processes, return_state=True)
+        if not drift.is_completed():
+            return _stopped(root, f"drift could not be measured: {drift.message}")
+        show_drift(drift.result())
+        trained = pipeline(max_parallel=max_parallel, already=news.already, return_state=True)
+        if not trained.is_completed():
+            return _stopped(root, f"training: {trained.message}")
+    judged = _named("promote")("promote", processes, return_state=True)
+    if not judged.is_completed():
+        return _stopped(root, f"the challengers could not be judged: {judged.message}")
+    return Completed(message=show_decisions(judged.result()) or "no challenger was waiting")
+
+
+def _named(name: str) -> Any:
+    return run_program.with_options(name=name, task_run_name=name)
+
+
+def _stopped(root: Path, reason: str) -> State[Any]:
+    """The end of a retrain that reached no judgement: on record, red on the page, champions as they were."""
+    get_run_logger().error("stopped, champions as they were: %s", reason)
+    show_decisions([])
+    decisions.append(root, {"action": decisions.STOPPED, "reasons": [reason]})
+    return Failed(message=f"stopped, champions as they were: {reason}")
+
+
+def as_parameter(news: News) -> dict[str, Any]:
+    """News in the form in which a flow takes them."""
+    return asdict(news)
