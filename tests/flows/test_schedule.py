@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.retrain import NOTHING_NEW
+from flows.retrain import LOOKED, NOTHING_NEW, _covered
 from flows.server import free_port
 from tests.conftest import Checkout
 from tests.flows.test_retrain import answers, wait_for
@@ -92,6 +92,18 @@ def test_missed_ticks_do_the_work_of_one_and_the_schedule_goes_on(
     assert len(missed) >= 3
     assert missed.count(NOTHING_NEW) <= 1, missed
     assert not {"Running", "Pending"} & set(missed)
+
+
+def test_a_tick_due_before_the_last_look_is_covered_unless_the_clock_was_set_back(tmp_path: Path) -> None:
+    (tmp_path / ".work").mkdir()
+    began = time.time() - 1
+    assert _covered(tmp_path, began) == ""  # the first looks
+    for late in (began, began - 86400):
+        assert "did this one's work" in _covered(tmp_path, late)
+    assert _covered(tmp_path, time.time() + 1) == ""
+    os.utime(tmp_path / LOOKED, (time.time() + 3600,) * 2)
+    assert _covered(tmp_path, began) == ""  # or nothing would look for an hour
+    assert (tmp_path / LOOKED).stat().st_mtime <= time.time()
 
 
 def _path() -> str:
