@@ -13,6 +13,7 @@ from torch import Tensor
 from model.network.documents import FlatDocuments
 from model.noise import HidingConfig, complement, draw_hidden, weighed
 from model.objectives.flat import document_numbers, flat_rows
+from model.objectives.head_reading import read_head
 from model.objectives.objective import Head, Terms, View, diffusion_counts, diffusion_terms
 from model.text.batch import Batch
 
@@ -57,7 +58,7 @@ class BlockDiffusion:
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """Weighted cross-entropy on the hidden tokens."""
-        return diffusion_terms(head(hidden), view)
+        return diffusion_terms(read_head(hidden, head, view.targets[:, None]), view)
 
     def counts(self, view: View) -> dict[str, Tensor]:
         """Maskable tokens, hidden tokens."""

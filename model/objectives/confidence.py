@@ -7,8 +7,8 @@ the entropy does; an empty R costs 0 and stays in the graph.
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
+from model.objectives.head_reading import read_head
 from model.objectives.objective import Head, Objective, Terms, View, diffusion_terms
 from model.text.batch import Batch
 
@@ -38,11 +38,10 @@ class Confidence:
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """The base's terms, and the entropy summed over right first guesses; one pass through the head for both."""
-        logits = head(hidden).float()
-        right = logits.detach().argmax(-1) == view.targets
-        log_probabilities = functional.log_softmax(logits / self.temperature, -1)
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
-        return {**diffusion_terms(logits, view), "entropy": ((entropy * right).sum(), right.sum().float())}
+        reading = read_head(hidden, head, view.targets[:, None], self.temperature)
+        right = reading.first == view.targets
+        entropy = ((reading.entropy * right).sum(), right.sum().float())
+        return {**diffusion_terms(reading, view), "entropy": entropy}
 
     def counts(self, view: View) -> None:
         """R depends on the network."""

@@ -10,6 +10,7 @@ import torch
 from model.network.documents import FlatDocuments
 from model.noise import HidingConfig, complement, draw_hidden, weighed
 from model.objectives.flat import document_numbers, flat_rows, with_graded
+from model.objectives.head_reading import read_head
 from model.objectives.objective import Head, Terms, View, diffusion_counts, diffusion_terms
 from model.text.batch import Batch
 
@@ -51,7 +52,7 @@ class MaskedDiffusion:
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """Weighted cross-entropy on the hidden tokens."""
-        return diffusion_terms(head(hidden), view)
+        return diffusion_terms(read_head(hidden, head, view.targets[:, None]), view)
 
     def counts(self, view: View) -> dict[str, torch.Tensor]:
         """Maskable tokens, hidden tokens."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from model.network.masks import AttentionPattern
+from model.objectives.head_reading import read_head
 from model.objectives.objective import Head, Terms, View, weighted_cross_entropy
 from model.text.batch import Batch
 
@@ -30,7 +31,7 @@ class NextToken:
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """Cross-entropy summed over graded tokens."""
-        total, right = weighted_cross_entropy(head(hidden), view)
+        total, right = weighted_cross_entropy(read_head(hidden, head, view.targets[:, None]), view)
         return {"next_token": (total, view.maskable), "accuracy": (right, view.maskable)}
 
     def counts(self, view: View) -> dict[str, torch.Tensor]:

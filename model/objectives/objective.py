@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from model.network.masks import AttentionPattern
+from model.objectives.head_reading import Reading
 from model.text.batch import Batch
 
 Head = Callable[[Float[Tensor, "*batch hidden"]], Float[Tensor, "*batch vocabulary"]]
@@ -57,18 +57,14 @@ class Objective(Protocol):
         ...
 
 
-def weighted_cross_entropy(
-    logits: Float[Tensor, "graded vocabulary"], view: View
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def weighted_cross_entropy(reading: Reading, view: View) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Sum of weight x cross-entropy (nats, in float32) and the number of right first guesses."""
-    losses = functional.cross_entropy(logits.float(), view.targets, reduction="none")
-    right = (logits.detach().argmax(-1) == view.targets).sum()
-    return (losses * view.weights).sum(), right.float()
+    return (reading.cross_entropy * view.weights).sum(), (reading.first == view.targets).sum().float()
 
 
-def diffusion_terms(logits: Float[Tensor, "graded vocabulary"], view: View) -> Terms:
+def diffusion_terms(reading: Reading, view: View) -> Terms:
     """The likelihood bound (weighted sum over maskable tokens) and, for people, the share of hidden tokens guessed right."""
-    total, right = weighted_cross_entropy(logits, view)
+    total, right = weighted_cross_entropy(reading, view)
     return {"diffusion": (total, view.maskable), "accuracy": (right, _num(view.targets))}
 
 

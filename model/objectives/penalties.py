@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.network.documents import FlatDocuments
+from model.objectives.head_reading import read_head
 from model.objectives.objective import Head, Objective, Terms, View
 from model.text.batch import Batch
 
@@ -37,16 +38,14 @@ class Penalties:
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """The base's terms and the penalties."""
-        logits = head(hidden).float()
-        normaliser = logits.logsumexp(-1)
-        chosen = repeats(view, self.ignored)
-        probability = (logits.gather(1, view.targets[:, None])[:, 0] - normaliser)[chosen].exp()
+        reading = read_head(hidden, head, view.targets[:, None])
+        probability = (-reading.cross_entropy[repeats(view, self.ignored)]).exp()
         unlikely = -torch.log1p(-probability.clamp_max(1 - 1e-6))
         counts = self._own_counts(view)
         return {
             **self.base.score(hidden, head, view),
             "repeat": (unlikely.sum(), counts["repeat"]),
-            "z": (normaliser.square().sum(), counts["z"]),
+            "z": (reading.normaliser.square().sum(), counts["z"]),
         }
 
     def counts(self, view: View) -> dict[str, Tensor] | None:

@@ -91,6 +91,8 @@ class Trainer:
         if not self.shares_network:
             self.network, *self.optimizers = self.accelerator.prepare(network, *optimizers)
         self.raw_network = self.accelerator.unwrap_model(self.network)
+        # A whole matrix is read in pieces; a shared one is gathered by the network's own method, which gives all logits.
+        self.head = self.raw_network.head if self.shares_network else self.raw_network.unembedding
         self.experts = ExpertLoads(
             self.raw_network, config.expert_bias, config.expert_bias_step, self.accelerator.reduce
         )
@@ -190,7 +192,7 @@ class Trainer:
     def _terms(self, view: View) -> Terms:
         with self.accelerator.autocast():
             hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise, view.graded)
-            return self.objective.score(hidden, self.raw_network.head, view)
+            return self.objective.score(hidden, self.head, view)
 
     def _counts(self, views: list[View]) -> dict[str, Tensor]:
         """Counts of every term summed over slices and processes; a pass without gradient where only the network knows them."""
@@ -218,7 +220,7 @@ class Trainer:
             view = self.validation_objective.corrupt(batch, seeded(self.seed, 2**40, index))
             with self.accelerator.autocast():
                 hidden = self.network(view.tokens, view.positions, view.pattern, view.embedding_noise, view.graded)
-                terms = self.validation_objective.score(hidden, self.raw_network.head, view)
+                terms = self.validation_objective.score(hidden, self.head, view)
             graded += int(batch.graded.sum()) * counted
             for name, (total, count) in terms.items():
                 pair = sums.setdefault(name, [0.0, 0.0])

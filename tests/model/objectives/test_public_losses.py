@@ -15,7 +15,7 @@ from model.hiding import HidingConfig
 from model.network.masks import AttentionPattern
 from model.noise import weighed
 from model.objectives.masked_diffusion import MaskedDiffusion
-from model.objectives.objective import View, diffusion_terms
+from model.objectives.objective import View
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -30,7 +30,7 @@ def seen(tokens, hidden, targets, weights, maskable) -> View:
 @torch.no_grad()
 def bound(net, view: View) -> float:
     states = net(view.tokens, view.positions, view.pattern, None, view.graded)
-    total, count = diffusion_terms(net.head(states), view)["diffusion"]
+    total, count = MaskedDiffusion(MASK).score(states, net.head, view)["diffusion"]
     return float(total / count)
 
 
@@ -69,7 +69,7 @@ def test_lladas_monte_carlo_likelihood_of_its_stored_masks(case, guidance):
             blind[:, : len(prompt)] = mask
             without = net.head(net(blind, view.positions, view.pattern, None, hidden))
             logits = without + (guidance + 1) * (logits - without)
-        total, count = diffusion_terms(logits, view)["diffusion"]
+        total, count = MaskedDiffusion(mask).score(logits, lambda read: read, view)["diffusion"]
     assert -float(total / count) == pytest.approx(float(stored[f"{case}.value"]), rel=1e-5)
 
 
