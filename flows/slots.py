@@ -40,7 +40,7 @@ class Slots:
 
 
 def threads_of(root: Path, stage: str) -> int:
-    """Threads that a stage (`evaluate@tune_cap` counts as `evaluate`) uses according to params.yaml."""
+    """Threads that a stage (`evaluate@tune_cap` counts as `evaluate`) uses in all its processes according to params.yaml."""
     params = load_params(root / "params.yaml")
     section = params.get(stage.split("@")[0]) or {}
-    return int(section.get("threads", params.get("threads", 1)))
+    return int(section.get("threads", params.get("threads", 1))) * int(section.get("processes", 1))

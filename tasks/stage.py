@@ -24,6 +24,7 @@ from model.training.pipeline_run import announce_pipeline_run, current_pipeline_
 from model.training.tracking import DeferredTracker, Tracker, Unrecorded, open_tracker
 from tasks.environment import quiet, use_threads
 from tasks.fingerprint import fingerprint
+from tasks.launch import IS_FIRST, STARTED, end_with_parent, launch, processes_of
 from tasks.parameters import check_sections, explain_section, load_params
 
 FIRST_STAGE = "download"
@@ -31,7 +32,6 @@ LEFTOVERS = (
     2  # unfinished works of other keys kept per stage: going back to interrupted settings goes on where they were
 )
 BAD_INPUT, TEMPORARY, INTERRUPTED, TERMINATED = 2, 75, 130, 143
-IS_FIRST = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ def run_stage(main: Callable[[Stage], None], name: str) -> None:
     signal.signal(signal.SIGTERM, stop_on_signal)
 
     def run() -> None:
+        if STARTED:
+            end_with_parent()
+        else:
+            _start_processes(name, root)
         with open_stage(name, root, arguments.instance) as stage:
             started = time.monotonic()
             if IS_FIRST:
@@ -96,7 +100,9 @@ def exit_code_of(run: Callable[[], None], name: str) -> int:
         run()
     except ValueError as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        print(f"{name}: {error}\n({Path(frame.filename).name}, line {frame.lineno})", file=sys.stderr, flush=True)
+        which = "" if IS_FIRST else f" (process {os.environ['RANK']})"
+        where = f"{Path(frame.filename).name}, line {frame.lineno}"
+        print(f"{name}{which}: {error}\n({where})", file=sys.stderr, flush=True)
         return BAD_INPUT
     except OSError as error:
         traceback.print_exc()
@@ -110,6 +116,22 @@ def exit_code_of(run: Callable[[], None], name: str) -> int:
     return 0
 
 
+def _start_processes(name: str, root: Path) -> None:
+    """Where the stage's section asks for several processes: runs it in them, and ends as they do."""
+    params = load_params(root / "params.yaml")
+    section = params.get(name)
+    if isinstance(section, dict) and processes_of(section) > 1:
+        use_threads(_threads(params, section))
+        code = launch(f"tasks.{name}", sys.argv[1:], section)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
+
+
+def _threads(params: dict[str, Any], section: dict[str, Any]) -> int:
+    return _whole(section.get("threads", params.get("threads", 1)), "threads", 1)
+
+
 @contextmanager
 def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[Stage]:
     """A stage ready to work, its run closed and its work in progress removed or kept as the body ends."""
@@ -120,7 +142,7 @@ def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[S
             f"params.yaml has no section {name!r}, so stage {name} has no settings. Complete examples: presets/"
         )
     section = params[name] or {}
-    threads = _whole(section.get("threads", params.get("threads", 1)), "threads", 1)
+    threads = _threads(params, section)
     use_threads(threads)
     address = f"{name}@{instance}" if instance else name
     identity = fingerprint(root, address)

@@ -27,6 +27,7 @@ from model.training.config import TrainingConfig
 from model.training.loader import RowLoader
 from model.training.loop import Progress, Trainer
 from model.training.sharding import processes, sharding
+from tasks.launch import KEYS as LAUNCH_KEYS
 from tasks.stage import Stage
 
 # How a network reads once it was trained with an objective.
@@ -123,7 +124,7 @@ def train_stage(
     tokenizer_folder: Path,
 ) -> None:
     """Trains on data/tokens/<corpus> and publishes data/models, data/curves and data/metrics under the stage's output name."""
-    config = TrainingConfig.from_section(stage.section, (*method_keys, "threads", "start_from"))
+    config = TrainingConfig.from_section(stage.section, (*method_keys, *LAUNCH_KEYS, "threads", "start_from"))
     name = stage.instance or stage.name
     rows, weights = token_folders(stage.root / "data/tokens", corpus)
     written = TokenRows(*rows["validation"]).layout.vocabulary_size

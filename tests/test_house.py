@@ -25,6 +25,7 @@ EXEMPT = {
     "model/training/tracking.py": "records",
     "tasks/environment.py": "telemetry switches; the number of threads it sets is a parameter",
     "tasks/fingerprint.py": "names the work folder",
+    "tasks/launch.py": "starts a stage's processes; their number and kind are parameters",
     "tasks/parameters.py": "reads params.yaml, whose values are in `params`",
     "tasks/stage.py": "starts, records and publishes",
 }

@@ -33,5 +33,8 @@ def test_stages_never_use_more_threads_than_there_are_and_keep_their_order():
 
 
 def test_a_stage_counts_the_threads_of_its_section_else_the_common_ones(tmp_path: Path):
-    (tmp_path / "params.yaml").write_text("threads: 2\nevaluate: {threads: 1}\nvalidate:\n")
-    assert [threads_of(tmp_path, name) for name in ("evaluate@a", "validate", "report")] == [1, 2, 2]
+    (tmp_path / "params.yaml").write_text(
+        "threads: 2\nevaluate: {threads: 1}\nvalidate:\npretrain_ar: {threads: 3, processes: 2}\n"
+    )
+    names = ("evaluate@a", "validate", "report", "pretrain_ar")
+    assert [threads_of(tmp_path, name) for name in names] == [1, 2, 2, 6]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from model.checkpoints.store import load_checkpoint
 from model.text.packing import Layout, RowWriter
+from tasks.launch import processes_of
 from tests.conftest import Checkout
 
 HELD = """
@@ -194,3 +196,43 @@ def test_two_processes_hold_what_the_plan_counts_and_a_tied_head_learns(checkout
     assert (
         launch(checkout, "fsdp2", "held", "muon", str(FIXTURES / "minimind-upstream-tiny")).stdout.count("agrees") == 2
     )
+
+
+@pytest.mark.slow
+def test_a_stage_that_asks_for_two_processes_is_the_launched_one_and_leaves_none_behind(checkout: Checkout) -> None:
+    program, name = "tasks.distill_draft", "distill_draft"
+    prepare(checkout.root, name, DISTILL)
+    launch(checkout, "ddp", program)
+    launched = made(checkout, name)
+    asked = DISTILL | {"processes": 2}
+    (checkout.root / "params.yaml").write_text(settings(checkout.root, name, asked | {"batch_rows": 3}))
+    refused = checkout.python("-m", program)
+    assert refused.returncode == 2, refused.stdout
+    assert "batch_rows 3 must be a multiple" in refused.stdout and "Traceback" not in refused.stdout
+    (checkout.root / "params.yaml").write_text(settings(checkout.root, name, asked))
+    for sign, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        process = checkout.start("-m", program)
+        known = list(checkout.root.glob(f".work/{name}/*/step-*/progress.json"))
+        deadline = time.monotonic() + 240
+        while list(checkout.root.glob(f".work/{name}/*/step-*/progress.json")) == known:
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.01)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        assert len(ranks) >= 2
+        process.send_signal(sign)
+        process.communicate()
+        assert process.returncode == code
+        assert not psutil.wait_procs(ranks, timeout=20)[1]
+    done = checkout.python("-m", program)
+    assert done.returncode == 0 and done.stdout.count("distill_draft: done") == 1, done.stdout
+    resumed = made(checkout, name)
+    assert all(torch.equal(resumed[key], launched[key]) for key in launched)
+
+
+@pytest.mark.parametrize(
+    "section, wrong",
+    [({"processes": 0}, "processes is 0"), ({"processes": 2, "distribution": "fsdp"}, "distribution 'fsdp'")],
+)
+def test_a_number_of_processes_or_a_way_to_share_that_is_none_is_refused(section: dict, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        processes_of(section)
