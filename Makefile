@@ -13,13 +13,14 @@ RUN = $(VENV)/bin/python
 # `python` in dvc.yaml is to be the environment's, whether or not it is activated.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env run retrain promote rollback repro test test-slow lint ui preset clean lock bench
+.PHONY: help env run serve retrain promote rollback repro test test-slow lint ui preset clean lock bench
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
 	@echo 'make repro      the same through DVC alone'
 	@echo 'make retrain    looks for new data, trains what it changes, promotes what is no worse'
 	@echo 'make promote    judges the challengers now; make rollback puts the champion before this one back'
+	@echo 'make serve      answers chat requests with the champion (OpenAI API on 127.0.0.1), until Ctrl-C'
 	@echo 'make ui         the MLflow and Prefect pages on what was made'
 	@echo 'make preset     lists the presets; NAME=smoke makes one the active one'
 	@echo 'make bench      what Prefect, DVC and MLflow cost on top of the bare stage programs'
@@ -49,6 +50,9 @@ rollback: env params.yaml
 
 repro: env params.yaml
 	$(RUN) -m dvc repro
+
+serve: env
+	$(RUN) -m tasks.serve
 
 test: env
 	$(RUN) -m pytest -m "not slow"

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-OPERATIONS = ("retrain",)  # sections that belong to no stage: what is done with results, not how they are made
+OPERATIONS = ("retrain", "serve")  # sections that belong to no stage: what is done with results, not how they are made
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,7 +51,7 @@ def load_params(path: Path) -> dict[str, Any]:
 
 
 def check_sections(params: Mapping[str, Any], pipeline: Path) -> None:
-    """ValueError for a section that no stage of `pipeline` (dvc.yaml) reads: a misspelt one would go unnoticed."""
+    """ValueError for a section that no stage of `pipeline` (dvc.yaml) and no tool reads: a misspelt one would go unnoticed."""
     stages = (
         (yaml.safe_load(pipeline.read_text(encoding="utf-8")) or {}).get("stages", {}) if pipeline.is_file() else {}
     )

@@ -27,6 +27,7 @@ MODELS = {  # registered name -> the stage whose checkpoint it is
     "unmask-target-cap": "tune_cap",
 }
 DRAFT, TARGET = champions.DRAFT, champions.LEADER
+SPECULATION_TAG = "unmask.speculation"  # of a target's version: how often guesses were right, as JSON
 PROGRAM = Path("model/apps/pyfunc_model.py")
 REPORT = ("data/reports/report.json", "data/reports/report.html")
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -59,6 +60,7 @@ def register(stage: Stage) -> None:
             tag_version(client, candidate.name, version, tags | origin)
             fresh.add(candidate.name)
         tag_version(client, candidate.name, version, measurements(stage.root, candidate.stage))
+        tag_version(client, candidate.name, version, guesses(stage, candidate.stage))
         versions[candidate.name] = version
         print(
             f"register: {candidate.name} version {version} {'registered' if is_new else 'is there already'}", flush=True
@@ -145,6 +147,21 @@ def measurements(root: Path, stage: str) -> dict[str, str]:
     main = figures["test"][figures["main_point"]]
     names = {"score": "eval.score", "tokens_per_forward": "eval.tpf"}
     return {tag: str(main[name]["value"]) for name, tag in names.items() if name in main}
+
+
+def guesses(stage: Stage, target: str) -> dict[str, str]:
+    """How often guesses were right by policy and source, at the greatest depth that the speculate stage tried."""
+    file = stage.root / "data" / "metrics" / "speculate.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    policies = (stage.params.get("speculate") or {}).get("policies", {})
+    deepest: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["depth"]):
+        if row["target"] == target and row["policy"] in policies:
+            deepest[row["policy"], row["source"]] = {
+                "policy": policies[row["policy"]],
+                **{name: row[name] for name in ("source", "depth", "match_probability")},
+            }
+    return {SPECULATION_TAG: json.dumps(list(deepest.values()))} if deepest else {}
 
 
 def tag_version(client: Any, name: str, version: str, tags: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from model.network.transformer import Transformer
-from model.samplers.rows import Grid, Rows, State
+from model.samplers.rows import Entry, Grid, Rows, State
 from model.samplers.sampling import GREEDY, Proposer
 from model.samplers.targets import SourceSettings, make_source
 
@@ -90,7 +90,7 @@ def forward_seconds(network: Transformer, prompts: Sequence[list[int]], candidat
     source = make_source(network, settings, len(prompts), capacity, cache, max(candidates))
     rows = Rows(grid, len(prompts), capacity)
     for index, prompt in enumerate(prompts):
-        rows.enter(index, prompt, 1)
+        rows.enter(Entry(index, prompt, 1))
     source.admit(rows, 0, len(prompts))
     state = rows.state()
     taken: dict[int, list[float]] = {count: [] for count in candidates}

@@ -43,6 +43,8 @@ FENCES = {  # package -> the only places that may import it
     "prefect": ("flows/",),
     "mlflow": ("model/training/tracking.py", "tasks/register.py", "model/apps/"),
     "great_expectations": ("model/corpora/", "tasks/validate.py"),
+    "fastapi": ("tasks/serving/",),
+    "uvicorn": ("tasks/serve.py",),
 }
 NEVER_IN_FLOWS = ("torch", "transformers", "mlflow")
 

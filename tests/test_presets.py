@@ -13,6 +13,7 @@ from model.training.optimizer import learning_rate_factor
 from tasks.contradictions import check_recipe
 from tasks.parameters import load_params
 from tasks.promotion.settings import RetrainOptions
+from tasks.serving.settings import ServeConfig
 
 PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))
 METHOD_KEYS = {
@@ -37,7 +38,7 @@ def test_a_preset_is_accepted_by_every_stage_that_reads_it(preset):
         learning_rate_factor(config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction)
     check_recipe(params)
     EvaluateConfig.from_section(params["evaluate"])
-    for policy in params["speculate"]["policies"].values():
+    for policy in [*params["speculate"]["policies"].values(), ServeConfig.from_section(params["serve"]).policy]:
         make_policy(policy, block)
     RetrainOptions.from_section(params["retrain"])
     longest = params["network"]["maximum_positions"]

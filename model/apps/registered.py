@@ -1,39 +1,46 @@
 """Where the files of a registered model lie."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from model.training.tracking import open_store
 
 
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model and the checkpoint folder inside it."""
+
+    name: str
+    version: str
+    folder: Path
+    tags: dict[str, str] = field(default_factory=dict)
+
+
 def registered_checkpoint(root: Path, name: str, alias: str) -> Path:
     """The checkpoint folder inside the registered version that carries the alias; ValueError when there is none."""
-    client = _registry(root)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        version = client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        raise ValueError(
-            f"the registry of {root} has no {name}@{alias}: `make run` trains and registers one"
-        ) from error
-    return _checkpoint(client, name, str(version.version), f"{name}@{alias} is version {version.version}, whose")
+    return registered_version(root, name, alias=alias).folder
 
 
 def checkpoint_of_version(root: Path, name: str, version: str) -> Path:
     """The checkpoint folder inside a registered version; ValueError when its files are gone."""
-    return _checkpoint(_registry(root), name, version, f"{name} version {version} is registered, but its")
+    return registered_version(root, name, version=version).folder
 
 
-def _registry(root: Path) -> Any:
+def registered_version(root: Path, name: str, *, alias: str = "", version: str = "") -> Registered:
+    """The version of a registered model with the alias, or of that number; ValueError when it, or its files, are gone."""
+    wanted = f"{name}@{alias}" if alias else f"{name} version {version}"
     if not (root / "mlruns").is_dir():
         raise ValueError(f"{root} has no mlruns, so nothing is registered here: `make run` trains and registers models")
-    return open_store(root)[0]
+    from mlflow.exceptions import MlflowException
 
-
-def _checkpoint(client: Any, name: str, version: str, sentence: str) -> Path:
-    folder = Path(client.get_model_version_download_uri(name, version).removeprefix("file://"))
-    found = sorted(folder.glob("artifacts/*/config.json"))
-    if not found:
-        raise ValueError(f"{sentence} files are gone from {folder}")
-    return found[0].parent
+    client, _ = open_store(root)
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    except MlflowException as error:
+        raise ValueError(f"the registry of {root} has no {wanted}: `make run` trains and registers one") from error
+    folder = Path(client.get_model_version_download_uri(name, found.version).removeprefix("file://"))
+    configs = sorted(folder.glob("artifacts/*/config.json"))
+    if not configs:
+        what = f"{wanted} is version {found.version}, whose" if alias else f"{wanted} is registered, but its"
+        raise ValueError(f"{what} files are gone from {folder}")
+    return Registered(name, str(found.version), configs[0].parent, dict(found.tags))

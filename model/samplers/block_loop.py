@@ -1,5 +1,7 @@
 """The one block loop: rows advance block by block, each at its own pace; finished rows make place for waiting prompts.
 
+A batch may also stay open: prompts enter it and rows are dropped from it between forwards, each with its own length and draws.
+
 A decoder is the deterministic map `step(state, logits(state)) -> state`, state = (block tokens, counters of the block).
 Speculation only adds candidates: guessed future states whose logits come from the same forward. The walk below moves a row
 exactly as plain decoding would, for as long as its own next state is among the candidates, so a guess can never change a
@@ -22,18 +24,18 @@ from model.samplers.compatibility import NO_QUIRKS, Quirks
 from model.samplers.guesses import Guesser, Guesses, no_guesses
 from model.samplers.policies import Policy
 from model.samplers.results import EXACT, Decoded, Observer
-from model.samplers.rows import Grid, Rows, State, advance
+from model.samplers.rows import Entry, Grid, Rows, State, advance
 from model.samplers.sampling import GREEDY, Proposer, Sampling
 from model.samplers.targets import CACHES, Proposals, Source, SourceSettings, make_source
 
 
 @dataclass
 class Batch:
-    """One call's working state."""
+    """The working state of rows that share forwards; prompts in `waiting` enter as slots become free."""
 
     rows: Rows
     target: Source
-    waiting: deque
+    waiting: deque[Entry] = field(default_factory=deque)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0, "draft": 0.0, "host": 0.0})
 
     @contextmanager
@@ -106,17 +108,17 @@ class BlockDecoder:
 
         `observer` hears of every step and may end decoding (see `Observer`).
         """
-        self._check(prompts, max_new_tokens)
+        self.check(prompts, max_new_tokens)
         if not prompts:
             return []
-        batch = self._begin(prompts, max_new_tokens, observer)
+        grid = self._grid(max_new_tokens)
+        capacity = max(grid.canvas(len(prompt), max_new_tokens) for prompt in prompts)
+        batch = self._begin(grid, min(self.batch_rows, len(prompts)), capacity, observer)
+        batch.waiting.extend(Entry(index, prompt, max_new_tokens) for index, prompt in enumerate(prompts))
         rows, results = batch.rows, dict[int, Decoded]()
         with tqdm(total=len(prompts), desc="decode", unit="prompt", mininterval=2.0, disable=not progress) as bar:
             while (batch.waiting or rows.num_live) and not rows.cancelled:
-                with batch.clock("target"):
-                    self._admit(batch, max_new_tokens)
-                self._advance(batch)
-                for index, decoded in self._collect(batch):
+                for index, decoded in self.step(batch):
                     results[index] = decoded
                     bar.update()
         for slot in range(rows.num_live):
@@ -128,10 +130,42 @@ class BlockDecoder:
             decoded.seconds = {part: seconds / len(prompts) for part, seconds in batch.seconds.items()}
         return [results[index] for index in range(len(prompts))]
 
-    def _begin(self, prompts: list[list[int]], max_new_tokens: int, observer: Observer | None) -> Batch:
+    def open(self, capacity: int) -> Batch:
+        """An empty batch of `batch_rows` slots for rows of at most `capacity` positions, whose rows may differ in their draws.
+
+        Put checked entries into `waiting`, call `step` again and again; `drop` takes a row out. A row's noise depends on its own
+        seed, never on its index: the same request gets the same answer whenever it comes.
+        """
+        if self.quirks.one_block:
+            raise ValueError("an answer of one block has a grid of its own: it cannot share an open batch")
+        return self._begin(self._grid(self.block_tokens), self.batch_rows, capacity, None, differ=True)
+
+    def room(self, capacity: int, prompt: list[int]) -> int:
+        """Tokens that an answer to `prompt` may have in a row of `capacity` positions, in whole blocks; below 1: no room."""
+        limit = min(capacity, self.network.config.maximum_positions)
+        return limit // self.block_tokens * self.block_tokens - len(prompt)
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> list[tuple[int, Decoded]]:
+        """Lets waiting prompts in, makes one target forward for all live rows; index and answer of the rows that it finished."""
+        with batch.clock("target"):
+            self._admit(batch)
+        self._advance(batch)
+        return self._collect(batch)
+
+    def drop(self, batch: Batch, index: int) -> Decoded | None:
+        """Takes a row out as far as it was written; None where it is not in a slot (any more)."""
+        for slot in range(batch.rows.num_live):
+            if int(batch.rows.index[slot]) == index:
+                decoded = batch.rows.result(slot, self.label, cancelled=True)
+                self._vacate(batch, slot)
+                return decoded
+        return None
+
+    def _grid(self, max_new_tokens: int) -> Grid:
         config, quirks = self.network.config, self.quirks
         block = max_new_tokens if quirks.one_block else self.block_tokens
-        grid = Grid(
+        return Grid(
             block,
             config.mask_token_id,
             config.eos_token_id,
@@ -140,6 +174,11 @@ class BlockDecoder:
             quirks.canvas_tokens,
             quirks.minimum_steps,
         )
+
+    def _begin(
+        self, grid: Grid, num_slots: int, capacity: int, observer: Observer | None, differ: bool = False
+    ) -> Batch:
+        config, quirks = self.network.config, self.quirks
         proposer = Proposer(
             self.sampling,
             config.mask_token_id,
@@ -148,8 +187,6 @@ class BlockDecoder:
             quirks.confidence_of_temperature,
         )
         settings = SourceSettings(grid, proposer, self.policy.edits)
-        num_slots = min(self.batch_rows, len(prompts))
-        capacity = max(grid.canvas(len(prompt), max_new_tokens) for prompt in prompts)
         candidates = 1
         if self.guesser is not None:
             settings = self.guesser.start(settings, num_slots, capacity)
@@ -158,9 +195,10 @@ class BlockDecoder:
         bounds = tuple(
             getattr(self.policy, name) for name in ("threshold", "edit_threshold") if hasattr(self.policy, name)
         )
-        return Batch(Rows(grid, num_slots, capacity, observer, bounds), target, deque(enumerate(prompts)))
+        return Batch(Rows(grid, num_slots, capacity, observer, bounds, differ), target)
 
-    def _check(self, prompts: list[list[int]], max_new_tokens: int) -> None:
+    def check(self, prompts: list[list[int]], max_new_tokens: int) -> None:
+        """ValueError for a prompt that cannot be decoded, or not together with so many new tokens."""
         config = self.network.config
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
@@ -187,11 +225,10 @@ class BlockDecoder:
                     f"{self.quirks.canvas_tokens or config.maximum_positions}; shorten one of them"
                 )
 
-    def _admit(self, batch: Batch, max_new_tokens: int) -> None:
+    def _admit(self, batch: Batch) -> None:
         rows, first = batch.rows, batch.rows.num_live
         while batch.waiting and rows.num_live < rows.num_slots:
-            index, prompt = batch.waiting.popleft()
-            rows.enter(index, prompt, max_new_tokens)
+            rows.enter(batch.waiting.popleft())
         if rows.num_live > first:
             batch.target.admit(rows, first, rows.num_live - first)
             if self.guesser is not None:
@@ -249,18 +286,23 @@ class BlockDecoder:
             self.guesser.record(tried, matched)
         return last, finished
 
-    def _collect(self, batch: Batch) -> Iterator[tuple[int, Decoded]]:
-        """Results of finished rows; the last live row takes each one's slot."""
-        rows = batch.rows
+    def _collect(self, batch: Batch) -> list[tuple[int, Decoded]]:
+        """Results of finished rows, whose slots become free."""
+        rows, found = batch.rows, []
         for slot in reversed(rows.over[: rows.num_live].nonzero()[:, 0].tolist()):
-            yield int(rows.index[slot]), rows.result(slot, self.label)
-            last = rows.num_live - 1
-            if slot != last:
-                rows.move_slot(last, slot)
-                batch.target.move(last, slot)
-                if self.guesser is not None:
-                    self.guesser.move(last, slot)
-            rows.num_live -= 1
+            found.append((int(rows.index[slot]), rows.result(slot, self.label)))
+            self._vacate(batch, slot)
+        return found
+
+    def _vacate(self, batch: Batch, slot: int) -> None:
+        """The last live row takes the slot."""
+        last = batch.rows.num_live - 1
+        if slot != last:
+            batch.rows.move_slot(last, slot)
+            batch.target.move(last, slot)
+            if self.guesser is not None:
+                self.guesser.move(last, slot)
+        batch.rows.num_live -= 1
 
 
 def _find(guesses: Guesses, rows: Int[Tensor, " rows"], state: State) -> tuple[Tensor, Int[Tensor, " rows"]]:

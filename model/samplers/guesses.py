@@ -3,6 +3,7 @@
 A guesser may be as wrong as it likes: the walk only follows a guess that equals the row's own next state.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,14 +38,16 @@ class AdaptiveDepth:
     """The depth that the measured acceptance makes best: argmax of S(k) = E / (v(k) + c k), E = (1 - a^(k+1)) / (1 - a).
 
     `draft_cost` c = draft / target cost of a forward; `row_cost`: what one more candidate adds to a target forward, so
-    v(k) = 1 + row_cost k (0 where reading the weights is all that costs, 1 where computing is). When guessing does not pay, one
-    forward in `probe_every` still guesses, to notice when it would.
+    v(k) = 1 + row_cost k (0 where reading the weights is all that costs, 1 where computing is). `by_rows`: both costs as they
+    were measured with a number of live rows, instead. When guessing does not pay, one forward in `probe_every` still guesses,
+    to notice when it would.
     """
 
     maximum: int = 8
     draft_cost: float = 0.5
     row_cost: float = 0.1
     probe_every: int = 16
+    by_rows: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     tried: float = field(default=0.0, init=False)
     matched: float = field(default=0.0, init=False)
     forwards: int = field(default=0, init=False)
@@ -52,16 +55,28 @@ class AdaptiveDepth:
     def __post_init__(self) -> None:
         checked_depth(self.maximum)
 
-    def speed_up(self, depth: int) -> float:
-        """S(depth) at the acceptance measured so far (one imagined success and failure at the start)."""
-        acceptance = (self.matched + 1.0) / (self.tried + 2.0)
-        steps = sum(acceptance**level for level in range(depth + 1))
-        return steps / (1.0 + self.row_cost * depth + self.draft_cost * depth)
+    @property
+    def acceptance(self) -> float:
+        """The share of right guesses measured so far (one imagined success and failure at the start)."""
+        return (self.matched + 1.0) / (self.tried + 2.0)
 
-    def now(self) -> int:
-        """The depth for the next forward."""
+    def speed_up(self, depth: int, rows: int = 1) -> float:
+        """S(depth) for so many live rows at the acceptance measured so far."""
+        draft_cost, row_cost = self.draft_cost, self.row_cost
+        if self.by_rows:
+            enough = [count for count in self.by_rows if count >= rows]
+            draft_cost, row_cost = self.by_rows[min(enough, default=max(self.by_rows))]
+        steps = sum(self.acceptance**level for level in range(depth + 1))
+        return steps / (1.0 + row_cost * depth + draft_cost * depth)
+
+    def best(self, rows: int = 1) -> int:
+        """The depth that promises most; 0: better not guess."""
+        return max(range(self.maximum + 1), key=lambda depth: self.speed_up(depth, rows))
+
+    def now(self, rows: int = 1) -> int:
+        """The depth for the next forward over so many live rows."""
         self.forwards += 1
-        best = max(range(self.maximum + 1), key=self.speed_up)
+        best = self.best(rows)
         return best or int(self.forwards % self.probe_every == 0)
 
     def record(self, tried: int, matched: int) -> None:
@@ -154,7 +169,7 @@ class ChainGuesser:
         """The chain of states that the policy would take on these proposals, with nested prefixes beside them."""
         current, alive = rows.state(), torch.ones(rows.num_live, dtype=torch.bool)
         states, valid, levels = [current], [alive], [0]
-        depth = self.depth.now() if isinstance(self.depth, AdaptiveDepth) else self.depth
+        depth = self.depth.now(rows.num_live) if isinstance(self.depth, AdaptiveDepth) else self.depth
         for level in range(1, depth + 1):
             found, known = self.proposals(level, rows, current, alive)
             move = advance(policy, rows.grid, current, found, rows.hidden_at_start, rows.answerable())
@@ -251,7 +266,7 @@ class StaleGuesser(ChainGuesser):
         """Tokens drawn from the stale logits with the noise of the guessed step."""
         assert self.logits is not None
         row, offset = doubt.isfinite().nonzero(as_tuple=True)
-        counters = torch.stack((rows.index[row], rows.start[row] // rows.block, current.step[row], offset))
+        counters = torch.stack((rows.sample[row], rows.start[row] // rows.block, current.step[row], offset))
         asked = Asked(row, row * 0, offset, counters)
         found = self.settings.proposer.propose(self.logits[row, offset], asked).cpu()
         tokens, doubt = torch.zeros_like(doubt, dtype=torch.long), torch.full_like(doubt, torch.inf)

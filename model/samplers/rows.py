@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.samplers.policies import BlockView, Policy
 from model.samplers.results import Decoded, Observer, Step
+from model.samplers.sampling import GREEDY, Draws, Sampling
 
 COUNTERS = (
     "target_forwards",
@@ -85,8 +86,18 @@ class Move:
     finished: Bool[Tensor, " rows"]
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A prompt that waits for a slot. `sampling`: its own way of drawing, in a batch whose rows may differ in it."""
+
+    index: int
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: Sampling | None = None
+
+
 class Rows:
-    """Slots of a batch."""
+    """Slots of a batch. `differ`: every row draws its own way, with noise that depends on its own seed alone."""
 
     def __init__(
         self,
@@ -95,6 +106,7 @@ class Rows:
         capacity: int,
         observer: Observer | None = None,
         bounds: tuple[float, ...] = (),  # confidences at which the policy decides
+        differ: bool = False,
     ) -> None:
         shape = (num_slots, capacity)
         self.grid, self.block, self.mask = grid, grid.block, grid.mask
@@ -102,12 +114,14 @@ class Rows:
         self.revealed_at = torch.zeros(shape, dtype=torch.int32)
         self.confidence = torch.zeros(shape, dtype=torch.float64)
         names = ("index", "prompt_tokens", "limit", "end", "total", "start", "step", "full_steps", "hidden_at_start")
+        names += ("sample",)  # the first counter of a row's noise
         self.fields = {name: torch.zeros(num_slots, dtype=torch.long) for name in names}
         self.gap = torch.full((num_slots,), torch.inf, dtype=torch.float64)
         self.margin = torch.full((num_slots,), torch.inf, dtype=torch.float64)
         self.over = torch.zeros(num_slots, dtype=torch.bool)  # finished, its result not yet taken
         self.cut: dict[int, int] = {}  # index -> length of answer under the on_placement quirk
         self.counters = {name: torch.zeros(num_slots, dtype=torch.long) for name in COUNTERS}
+        self.draws = Draws.greedy(num_slots) if differ else None
         self.num_slots = num_slots
         self.num_live = 0
         self.observer, self.cancelled, self.bounds = observer, False, bounds
@@ -129,13 +143,14 @@ class Rows:
             raise AttributeError(name)
         return live[name]
 
-    def enter(self, index: int, prompt: list[int], max_new_tokens: int) -> int:
+    def enter(self, entry: Entry) -> int:
         """Lay a prompt into the next slot; the prompt's tail stands clean in its block. Returns the slot."""
-        slot, grid = self.num_live, self.grid
+        slot, grid, prompt, max_new_tokens = self.num_live, self.grid, entry.prompt, entry.max_new_tokens
         self.num_live += 1
         start, length = grid.begin(len(prompt)), len(prompt)
         values = {
-            "index": index,
+            "index": entry.index,
+            "sample": 0 if self.draws else entry.index,
             "prompt_tokens": length,
             "limit": length + max_new_tokens,
             "end": grid.end(length, max_new_tokens),
@@ -149,6 +164,8 @@ class Rows:
         self.canvas[slot, :length] = torch.tensor(prompt)
         self.gap[slot] = self.margin[slot] = torch.inf
         self.over[slot] = False
+        if self.draws:
+            self.draws.put(slot, entry.sampling or GREEDY)
         for counter in self.counters.values():
             counter[slot] = 0
         return slot
@@ -258,6 +275,12 @@ class Rows:
         held = (self.canvas, self.revealed_at, self.confidence, self.gap, self.margin, self.over)
         for values in (*held, *self.fields.values(), *self.counters.values()):
             values[destination] = values[source]
+        if self.draws:
+            self.draws.move(source, destination)
+
+    def settled(self, slot: int) -> list[int]:
+        """The tokens of a row's answer that stand in finished blocks: they will not change."""
+        return self.canvas[slot, int(self.prompt_tokens[slot]) : int(min(self.start[slot], self.limit[slot]))].tolist()
 
     def result(self, slot: int, cache: str, cancelled: bool = False) -> Decoded:
         """The answer in a slot; a cancelled one reaches to its first hidden position."""

@@ -52,6 +52,37 @@ GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
+class Draws:
+    """How tokens are drawn where the rows of one batch differ in it: what `Sampling` says of a decode, one value per entry."""
+
+    temperature: Float[Tensor, " entries"]
+    top_p: Float[Tensor, " entries"]
+    seed: Int[Tensor, " entries"]
+
+    @classmethod
+    def greedy(cls, count: int) -> "Draws":
+        """`count` entries that take the most likely token."""
+        return cls(
+            torch.zeros(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64), torch.zeros(count).long()
+        )
+
+    def __getitem__(self, index) -> "Draws":
+        return Draws(self.temperature[index], self.top_p[index], self.seed[index])
+
+    def put(self, entry: int, sampling: Sampling) -> None:
+        """Sets one entry; ValueError for what cannot differ between the rows of a batch."""
+        if sampling.top_k is not None or sampling.lanes != 1 or sampling.repeat_penalty != 1.0:
+            raise ValueError("rows of one batch may differ in temperature, top_p and seed, and in nothing else")
+        top_p = 1.0 if sampling.top_p is None else sampling.top_p
+        self.temperature[entry], self.top_p[entry], self.seed[entry] = sampling.temperature, top_p, sampling.seed
+
+    def move(self, source: int, destination: int) -> None:
+        """Entry `destination` gets what `source` holds."""
+        for values in vars(self).values():
+            values[destination] = values[source]
+
+
+@dataclass(frozen=True)
 class Asked:
     """Which positions proposals are wanted for, on the host: row, candidate and offset in the block, and the noise counters."""
 
@@ -60,10 +91,12 @@ class Asked:
     offset: Int[Tensor, " asked"]
     counters: Int[Tensor, "4 asked"]  # sample, block, step, offset
     present: Bool[Tensor, "asked vocabulary"] | None = None  # tokens that the repeat penalty is for
+    draws: Draws | None = None  # where rows differ in how tokens are drawn
 
     def __getitem__(self, part: slice) -> "Asked":
         present = None if self.present is None else self.present[part]
-        return Asked(self.row[part], self.candidate[part], self.offset[part], self.counters[:, part], present)
+        draws = None if self.draws is None else self.draws[part]
+        return Asked(self.row[part], self.candidate[part], self.offset[part], self.counters[:, part], present, draws)
 
 
 @dataclass(frozen=True)
@@ -102,7 +135,8 @@ class Proposer:
         entropy = _entropy(self._without_mask(logits.clone())) if self.needs_entropy else None
         of_mask = logits[:, self.mask_token_id].clone() if self.mask_counts and self.mask_token_id is not None else None
         logits = self._without_mask(logits)
-        if self.sampling.temperature:
+        is_drawn = bool(self.sampling.temperature if asked.draws is None else asked.draws.temperature.any())
+        if is_drawn:
             scores = self._scores(logits, asked)
             best, token = scores.max(-1)
             gap = best - scores.scatter_(1, token[:, None], -torch.inf).amax(-1)
@@ -112,7 +146,7 @@ class Proposer:
             token = token[:, 0]
         odds = logits.sub_(own).exp_().scatter_(1, token[:, None], 0.0)  # p_v / p_token of all others
         doubt = odds.sum(-1)
-        if not self.sampling.temperature:
+        if not is_drawn:
             gap = -odds.amax(-1).log()
         if of_mask is not None:
             doubt = doubt + (of_mask - own[:, 0]).exp()
@@ -125,10 +159,18 @@ class Proposer:
         return logits
 
     def _scores(self, logits: Float[Tensor, "asked vocabulary"], asked: Asked) -> Tensor:
-        """Gumbel-max: logits + T * noise, tokens outside top-k and top-p excluded."""
-        temperature = 1.0 if self.confidence_of_temperature else self.sampling.temperature
-        kept = _top(logits, temperature, self.sampling.top_k, self.sampling.top_p)
-        noise = gumbel_noise(self.sampling.seed, asked.counters.to(logits.device), logits.shape[1])
+        """Gumbel-max: logits + T * noise, tokens outside top-k and top-p excluded. T = 0 is the most likely token."""
+        counters, top_k = asked.counters.to(logits.device), self.sampling.top_k
+        if asked.draws is None:
+            temperature = 1.0 if self.confidence_of_temperature else self.sampling.temperature
+            top_p, seed = self.sampling.top_p, self.sampling.seed
+        else:
+            temperature, top_p = (
+                values.to(logits.device)[:, None] for values in (asked.draws.temperature, asked.draws.top_p)
+            )
+            seed = asked.draws.seed.to(logits.device)
+        kept = _top(logits, temperature, top_k, top_p)
+        noise = gumbel_noise(seed, counters, logits.shape[1])
         return torch.where(kept, logits + temperature * noise, -torch.inf)
 
 
@@ -138,13 +180,18 @@ def _entropy(logits: Float[Tensor, "asked vocabulary"]) -> Float[Tensor, " asked
 
 
 def _top(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+    logits: Tensor,
+    temperature: float | Float[Tensor, "asked 1"],
+    top_k: int | None,
+    top_p: float | Float[Tensor, "asked 1"] | None,
 ) -> Bool[Tensor, "asked vocabulary"]:
     """The tokens that may be drawn: the k most likely of them, then the smallest set whose probability reaches p."""
     kept = torch.ones_like(logits, dtype=torch.bool)
     if top_k is not None and top_k < logits.shape[1]:
         kept = logits >= logits.topk(top_k, -1).values[:, -1:]
-    if top_p is not None and top_p < 1.0:
+    if top_p is not None and bool((torch.as_tensor(top_p) < 1.0).any()):
+        if isinstance(temperature, Tensor):
+            temperature = torch.where(temperature > 0, temperature, 1.0)  # at 0 the most likely token is kept anyway
         probability = (torch.where(kept, logits, -torch.inf) / temperature).softmax(-1)
         ordered, order = probability.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
@@ -153,10 +200,10 @@ def _top(
 
 
 def gumbel_noise(
-    seed: int, counters: Int[Tensor, "counters asked"], vocabulary: int
+    seed: int | Int[Tensor, " asked"], counters: Int[Tensor, "counters asked"], vocabulary: int
 ) -> Float[Tensor, "asked vocabulary"]:
     """Standard Gumbel noise, float64, a hash of seed, counters and token: the same on every device and in every batch."""
-    key = torch.full_like(counters[0], seed)
+    key = torch.zeros_like(counters[0]) + seed
     for counter in counters:
         key = _mixed(key + (counter + 1) * _GOLDEN)
     tokens = torch.arange(1, vocabulary + 1, device=counters.device)

@@ -67,11 +67,12 @@ class Source:
     def describe(self, rows: Rows, states: State, wanted: Bool[Tensor, "rows candidates block"]) -> Asked:
         """The asked positions, in row-major order."""
         row, candidate, offset = wanted.nonzero(as_tuple=True)
-        counters = (rows.index[row], rows.start[row] // rows.block, states.step[row, candidate], offset)
+        counters = (rows.sample[row], rows.start[row] // rows.block, states.step[row, candidate], offset)
         present = None
         if self.settings.proposer.sampling.repeat_penalty != 1.0:
             present = self._present(rows, states)[row, candidate]
-        return Asked(row, candidate, offset, torch.stack(counters), present)
+        draws = None if rows.draws is None else rows.draws[row]
+        return Asked(row, candidate, offset, torch.stack(counters), present, draws)
 
     def _present(self, rows: Rows, states: State) -> Bool[Tensor, "rows candidates vocabulary"]:
         """Which tokens stand in the prompt, the finished blocks and the candidate."""

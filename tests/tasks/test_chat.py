@@ -99,7 +99,7 @@ def test_a_seed_decides_what_is_drawn_and_guessing_draws_the_same(here: Path, ca
 
 
 def test_the_registered_champion_is_found_in_its_version(here: Path, monkeypatch) -> None:
-    version, champion = SimpleNamespace(version="3"), here / "mlruns/m-1/artifacts/finetune_diffusion"
+    version, champion = SimpleNamespace(version="3", tags={}), here / "mlruns/m-1/artifacts/finetune_diffusion"
     champion.parent.mkdir(parents=True)
     champion.symlink_to(here / "data/models/finetune_diffusion")
     client = SimpleNamespace(
