@@ -12,6 +12,7 @@ DIFFUSION = {
     "finetune_diffusion": "finetune_diffusion",
     "distill_draft": "finetune_diffusion",
     "tune_cap": "finetune_diffusion",
+    "prefer": "finetune_diffusion",
 }
 
 
@@ -36,6 +37,10 @@ def check_recipe(params: Mapping[str, Any]) -> None:
                 recipe.check(objective, row_tokens, block_tokens)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+    if (params.get("prefer") or {}).get("models") and not (params.get("download") or {}).get("preferences"):
+        raise ValueError(
+            "prefer.models is set, but download.preferences names no corpus of pairs: add one, or list no model"
+        )
     answers = (params.get("evaluate") or {}).get("max_new_tokens")
     if row_tokens and answers and answers > row_tokens:
         raise ValueError(

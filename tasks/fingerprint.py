@@ -132,12 +132,18 @@ def _declaration(root: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]
     file = root / "dvc.yaml"
     stages = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}).get("stages", {})
     name, _, instance = stage.partition("@")
-    instances = stages.get(name, {}).get("foreach", [""])
+    instances = _instances(root, stages.get(name, {}))
     if name not in stages or instance not in instances:
-        known = [f"{each}@{one}".rstrip("@") for each in stages for one in stages[each].get("foreach", [""])]
+        known = [f"{each}@{one}".rstrip("@") for each in stages for one in _instances(root, stages[each])]
         raise ValueError(_unknown(stage, known))
     item = instances[instance] if isinstance(instances, dict) else instance
     return stages[name].get("do", stages[name]), {"item": item, "key": instance}
+
+
+def _instances(root: Path, declared: dict[str, Any]) -> Any:
+    """What a stage's `foreach` lists, [""] without one; an optional stage has the list in params.yaml."""
+    listed = declared.get("foreach", [""])
+    return _value(load_params(root / "params.yaml"), listed[2:-1]) or [] if isinstance(listed, str) else listed
 
 
 def _interpolate(template: str, names: dict[str, Any]) -> str:

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from model.corpora.options import read_options
 from model.text.packing import Layout
-from model.text.tokenise import SPLITS, Corpus, CorpusTokeniser, is_validation, read_lines, write_atomically
+from model.text.tokenise import SPLITS, Corpus, CorpusTokeniser, is_validation, read_lines, texts_of, write_atomically
 from model.text.tokenizer import load_tokenizer, pad_id, save_tokenizer, train_tokenizer
 from tasks.stage import Stage, run_stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-KINDS = ("pretrain", "instructions")
+KINDS = ("pretrain", "instructions", "preferences")
 SAMPLE_BYTES_PER_TOKEN = (
     16 * 2**10
 )  # merges of a byte-level BPE hardly move beyond; a vocabulary of 512 learns from 8 MiB
@@ -63,7 +63,8 @@ def tokenize(stage: Stage) -> None:
         for corpus in corpora:
             metas[corpus.kind, corpus.name] = tokeniser.run(corpus, bar.update)
     check_rows(metas, options)
-    mixture = {kind: {corpus.name: corpus.weight for corpus in corpora if corpus.kind == kind} for kind in KINDS}
+    present = [kind for kind in KINDS if kind != "preferences" or any(corpus.kind == kind for corpus in corpora)]
+    mixture = {kind: {corpus.name: corpus.weight for corpus in corpora if corpus.kind == kind} for kind in present}
     write_atomically(made / "mixture.json", mixture)
     numbers = {
         "vocabulary_size": len(tokenizer),
@@ -134,9 +135,7 @@ def sample_texts(corpora: list[Corpus], options: TokenizeOptions) -> Iterator[st
                 due += min(rate, 1.0)
                 if due >= 1.0 and not is_validation(row, options.validation_fraction):
                     due -= 1.0
-                    yield from (
-                        [row["text"]] if corpus.kind == "pretrain" else [m["content"] for m in row["conversations"]]
-                    )
+                    yield from texts_of(row)
 
 
 def check_rows(metas: dict[tuple[str, str], dict[str, Any]], options: TokenizeOptions) -> None:

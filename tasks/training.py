@@ -122,12 +122,18 @@ def train_stage(
     corpus: str,
     method_keys: Iterable[str],
     tokenizer_folder: Path,
+    validated_on: str | None = None,
+    name: str | None = None,
 ) -> None:
-    """Trains on data/tokens/<corpus> and publishes data/models, data/curves and data/metrics under the stage's output name."""
+    """Trains on data/tokens/<corpus> and publishes data/models, data/curves and data/metrics under `name`.
+
+    None: validation rows are of the same corpus, and the name is the instance's or the stage's.
+    """
     config = TrainingConfig.from_section(stage.section, (*method_keys, *LAUNCH_KEYS, "threads", "start_from"))
-    name = stage.instance or stage.name
+    name = name or stage.instance or stage.name
     rows, weights = token_folders(stage.root / "data/tokens", corpus)
-    written = TokenRows(*rows["validation"]).layout.vocabulary_size
+    held_out = TokenRows(*token_folders(stage.root / "data/tokens", validated_on or corpus)[0]["validation"])
+    written = held_out.layout.vocabulary_size
     if written > network.config.embedding_rows:
         raise ValueError(
             f"data/tokens holds ids of a vocabulary of {written}, the network has {network.config.embedding_rows} rows: they "
@@ -139,7 +145,7 @@ def train_stage(
         objective,
         validation,
         loader,
-        TokenRows(*rows["validation"]),
+        held_out,
         config,
         stage.work,
         stage.tracker,

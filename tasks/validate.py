@@ -117,6 +117,8 @@ def _rows(
         if not (root / name).is_file():
             raise ValueError(f"{name} is in the manifest but not on disk: run download again.")
         try:
+            if entry["kind"] == "preferences" and name.lower().endswith(".parquet"):
+                raise UnreadableFile("is parquet, and preferences are read from jsonl: convert it")
             for row in read_rows(root / name, column, row_options.txt_rows, options.maximum_line_bytes):
                 yield name, row
         except UnreadableFile as error:

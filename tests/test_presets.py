@@ -22,6 +22,7 @@ METHOD_KEYS = {
     "finetune_ar": (),
     "finetune_diffusion": ("objective", *RECIPE_KEYS),
     "distill_draft": ("layers", "teacher_share", "direction", *RECIPE_KEYS),
+    "prefer": ("models", "beta", "hiding"),
     "tune_cap": ("strength", "temperature", *RECIPE_KEYS),
 }
 

@@ -28,6 +28,16 @@ MEASURES: dict[str, tuple[str, ...]] = {
         "answer_repeats_question",
         "script",
     ),
+    "preferences": (
+        "characters",
+        "words",
+        "turns",
+        "chosen_characters",
+        "rejected_characters",
+        "ascii_fraction",
+        "replacement_characters",
+        "script",
+    ),
     "benchmarks": ("characters", "words", "fields", "ascii_fraction", "replacement_characters", "script"),
 }
 SCRIPT_SAMPLE_CHARACTERS = 500
@@ -96,6 +106,10 @@ def measure(kind: str, row: dict[str, Any]) -> dict[str, Any]:
                 q["content"] == a["content"] for q, a in zip(questions, answers, strict=True)
             ),
         }
+    elif kind == "preferences":
+        answers = {side: row[side][-1]["content"] for side in ("chosen", "rejected")}
+        text = "\n".join([turn["content"] for turn in row["chosen"]] + [answers["rejected"]])
+        own = {"turns": len(row["chosen"]), **{f"{side}_characters": len(answer) for side, answer in answers.items()}}
     else:
         text = "\n".join(value for value in row.values() if isinstance(value, str))
         own = {"fields": len(row)}

@@ -37,6 +37,8 @@ class HubCorpus:
 
     def __init__(self, kind: str, name: str, options: Mapping[str, Any], context: CorpusContext) -> None:
         self.where, self.context = f"download.{kind}.{name}", context
+        if kind == "preferences":
+            raise ValueError(f"{self.where}.source is hub: preferences come from toy_world or files (jsonl).")
         if kind == "benchmarks":
             raise ValueError("download.benchmarks.source is hub: benchmarks come from toy_world or files.")
         self.options = read_options(HubOptions, options, self.where)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-KINDS = ("pretrain", "instructions", "benchmarks")
+KINDS = ("pretrain", "instructions", "preferences", "benchmarks")
 MANIFEST_NAME = "manifest.json"
 CHUNK_BYTES = 1 << 20
 

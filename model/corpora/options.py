@@ -17,6 +17,9 @@ class RowOptions:
     weight: float = 1.0
     text_field: str = "text"
     conversations_field: str = "conversations"
+    chosen_field: str = "chosen"  # of preferences: turns, or the text of an answer beside a prompt
+    rejected_field: str = "rejected"
+    prompt_field: str = "prompt"  # text or turns
     role_field: str = "role"
     content_field: str = "content"
     roles: Mapping[str, str] = field(default_factory=dict)  # the corpus's name of a role -> user, assistant or system

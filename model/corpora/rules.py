@@ -31,6 +31,8 @@ REASONS = {
     "no_assistant_turn": "nobody answers",
     "last_turn_not_assistant": "the last turn has no answer",
     "empty_turn": "a turn without a character but white space",
+    "prompts_differ": "the chosen and the rejected conversation do not ask the same",
+    "no_preference": "the chosen and the rejected answer are the same",
 }
 # Form feeds separate sections of many source files; the rest of C0 and all of C1 are damage or a wrong encoding.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
@@ -70,6 +72,27 @@ def check_instructions(value: Any, options: RowOptions, maximum_characters: int)
     return {"conversations": turns}
 
 
+def check_preferences(value: Any, options: RowOptions, maximum_characters: int) -> dict[str, Any]:
+    """The canonical row {"chosen": [turns], "rejected": [turns]}, alike but for the last answer; BadRow otherwise.
+
+    Either both fields hold whole conversations, or both hold the text of an answer to what the prompt field asks.
+    """
+    sides = {}
+    for side, name in (("chosen", options.chosen_field), ("rejected", options.rejected_field)):
+        written = _field(value, name)
+        if isinstance(written, str):
+            asked = _field(value, options.prompt_field)
+            prompt = asked if isinstance(asked, list) else [{options.role_field: "user", options.content_field: asked}]
+            written = [*prompt, {options.role_field: "assistant", options.content_field: written}]
+        row = {options.conversations_field: written}
+        sides[side] = check_instructions(row, options, maximum_characters)["conversations"]
+    if sides["chosen"][:-1] != sides["rejected"][:-1]:
+        raise BadRow("prompts_differ")
+    if sides["chosen"] == sides["rejected"]:
+        raise BadRow("no_preference")
+    return sides
+
+
 def check_benchmarks(value: Any, options: RowOptions, maximum_characters: int) -> dict[str, Any]:
     """The row as it is, for a public benchmark is not ours to correct; BadRow when it holds no text to ask or to score."""
     if not isinstance(value, dict):
@@ -84,6 +107,7 @@ def check_benchmarks(value: Any, options: RowOptions, maximum_characters: int) -
 CHECKS: dict[str, Callable[[Any, RowOptions, int], dict[str, Any]]] = {
     "pretrain": check_pretrain,
     "instructions": check_instructions,
+    "preferences": check_preferences,
     "benchmarks": check_benchmarks,
 }
 

@@ -4,7 +4,7 @@ download: {pretrain: {world: {source: toy_world, documents: 20000}}}
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,16 @@ class ToyConversationsOptions:
 
 
 @dataclass(frozen=True)
+class ToyPreferencesOptions:
+    """Options under download.preferences: the right answer is chosen, the answer to another question rejected."""
+
+    pairs: int = 2_000
+    weight: float = 1.0
+    language: str | None = None
+    stream: int = 1  # others than the conversations of the default stream
+
+
+@dataclass(frozen=True)
 class ToyBenchmarksOptions:
     """Options under download.benchmarks: items of each benchmark."""
 
@@ -49,6 +59,7 @@ class ToyBenchmarksOptions:
 _OPTIONS: dict[str, type] = {
     "pretrain": ToyDocumentsOptions,
     "instructions": ToyConversationsOptions,
+    "preferences": ToyPreferencesOptions,
     "benchmarks": ToyBenchmarksOptions,
 }
 
@@ -80,17 +91,28 @@ class ToyWorldCorpus:
         return [Source("generated", identity_of({"kind": self.kind, "code": code, **parameters}))]
 
     def fetch(self, source: Source, folder: Path) -> None:
-        """Write documents.jsonl, conversations.jsonl, or <benchmark>.validation.jsonl and <benchmark>.test.jsonl."""
+        """Write documents.jsonl, conversations.jsonl, pairs.jsonl, or <benchmark>.validation.jsonl and <benchmark>.test.jsonl."""
         if self.kind == "pretrain":
             _write(folder / "documents.jsonl", documents(self.world, self.options.documents, self.options.stream))
         elif self.kind == "instructions":
             rows = conversations(self.world, self.options.conversations, self.options.stream)
             _write(folder / "conversations.jsonl", rows)
+        elif self.kind == "preferences":
+            rows = conversations(self.world, 2 * self.options.pairs, self.options.stream)
+            _write(folder / "pairs.jsonl", _pairs(row["conversations"] for row in rows))
         else:
             items = {"validation": self.options.validation_items, "test": self.options.test_items}
             for benchmark in BENCHMARKS:
                 for split, count in items.items():
                     _write(folder / f"{benchmark}.{split}.jsonl", questions(self.world, benchmark, split, count))
+
+
+def _pairs(talks: Iterable[list[dict[str, str]]]) -> Iterator[dict[str, Any]]:
+    """The first of every two conversations with its own last answer and with the other's, where they differ."""
+    talks = iter(talks)
+    for talk, other in zip(talks, talks, strict=False):
+        if talk[-1] != other[-1]:
+            yield {"chosen": talk, "rejected": [*talk[:-1], other[-1]]}
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ rows instead of 2 x length, with the same loss and gradients (a test proves it).
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.network.documents import FlatDocuments
@@ -32,10 +32,17 @@ class BlockDiffusion:
         return {"diffusion": 1.0, "accuracy": 0.0}
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
-        """Noisy copies of a document's blocks with graded tokens, clean ones of blocks before; blocks count from its start."""
-        segments = block_numbers(batch, self.block_tokens)
-        hidden, weights = draw_hidden(segments, batch.graded, self.hiding, rng)
-        copied, clean = needed_copies(batch, document_numbers(batch), segments)
+        """The view of hidden tokens drawn block by block; blocks count from a document's start."""
+        hidden, weights = draw_hidden(block_numbers(batch, self.block_tokens), batch.graded, self.hiding, rng)
+        return self.view(batch, hidden, weights)
+
+    def parts(self, batch: Batch) -> Int[Tensor, "batch length"]:
+        """Which part of its document a token lies in: tokens of one part share one t."""
+        return batch.positions.div(self.block_tokens, rounding_mode="floor")
+
+    def view(self, batch: Batch, hidden: Bool[Tensor, "batch length"], weights: Float[Tensor, "batch length"]) -> View:
+        """Noisy copies of a document's blocks with graded tokens, clean ones of blocks before."""
+        copied, clean = needed_copies(batch, document_numbers(batch), block_numbers(batch, self.block_tokens))
         draws = [(hidden, weights)]
         if self.hiding.complementary:  # a second noisy copy that shares the clean one
             draws.append(complement(hidden, batch.graded, weights))
@@ -54,6 +61,7 @@ class BlockDiffusion:
             targets=targets[graded],
             weights=weight,
             maskable=maskable,
+            source=rows.source[graded[0]],
         )
 
     def score(self, hidden, head: Head, view: View) -> Terms:

@@ -6,6 +6,8 @@ Labels stand at the same position (no shift). Every document of a packed row dra
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from model.network.documents import FlatDocuments
 from model.noise import HidingConfig, complement, draw_hidden, weighed
@@ -30,7 +32,14 @@ class MaskedDiffusion:
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
         """The batch with a share t of each document's graded tokens replaced by the mask token, read bidirectionally."""
         segments = batch.documents.clamp_min(0)
-        hidden, weights = draw_hidden(segments, batch.graded, self.hiding, rng)
+        return self.view(batch, *draw_hidden(segments, batch.graded, self.hiding, rng))
+
+    def parts(self, batch: Batch) -> Int[Tensor, "batch length"]:
+        """Which part of its document a token lies in: tokens of one part, here all, share one t."""
+        return torch.zeros_like(batch.positions)
+
+    def view(self, batch: Batch, hidden: Bool[Tensor, "batch length"], weights: Float[Tensor, "batch length"]) -> View:
+        """Whole documents with the hidden tokens replaced; complementary copies follow as rows of their own."""
         if self.hiding.complementary:
             inverse, inverse_weights = complement(hidden, batch.graded, weights)
             hidden, weights = torch.cat((hidden, inverse)), torch.cat((weights, inverse_weights))
@@ -48,12 +57,13 @@ class MaskedDiffusion:
             targets=targets[graded],
             weights=weights,
             maskable=maskable,
+            source=rows.source[graded[0]],
         )
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """Weighted cross-entropy on the hidden tokens."""
         return diffusion_terms(read_head(hidden, head, view.targets[:, None]), view)
 
-    def counts(self, view: View) -> dict[str, torch.Tensor]:
+    def counts(self, view: View) -> dict[str, Tensor]:
         """Maskable tokens, hidden tokens."""
         return diffusion_counts(view)

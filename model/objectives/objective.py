@@ -26,7 +26,8 @@ class View:
     """What the network reads for one batch, and what of it is graded.
 
     `graded` marks rows of the view; `targets`, `weights` run over the graded rows in row-major order. `maskable` is the
-    number of tokens that could have been graded: the count that a likelihood is normalised by.
+    number of tokens that could have been graded: the count that a likelihood is normalised by. `source` is where each graded row
+    stood in the flattened batch, for objectives that must know.
     """
 
     tokens: Int[Tensor, "batch rows"]
@@ -37,6 +38,7 @@ class View:
     weights: Float[Tensor, " graded"]
     maskable: Float[Tensor, ""]
     embedding_noise: Float[Tensor, "batch rows hidden"] | None = None
+    source: Int[Tensor, " graded"] | None = None
 
 
 class Objective(Protocol):

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.text.encoder import TextEncoder
-from model.text.packers import ConversationPacker, DocumentPacker
+from model.text.packers import ConversationPacker, DocumentPacker, PairPacker
 from model.text.packing import Layout, RowWriter
 from model.text.tokenizer import encode_conversations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+PACKERS = {"pretrain": DocumentPacker, "instructions": ConversationPacker, "preferences": PairPacker}
 SPLITS = ("train", "validation")
 BATCH_BYTES = 2 * 2**20
 PART_BYTES = 32 * 2**20
@@ -29,7 +30,7 @@ PART_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Corpus:
-    """One validated file; kind is pretrain ({"text"} rows) or instructions ({"conversations"} rows)."""
+    """One validated file; rows of pretrain hold text, of instructions conversations, of preferences chosen and rejected."""
 
     kind: str
     name: str
@@ -39,8 +40,20 @@ class Corpus:
 
 def is_validation(row: dict[str, Any], fraction: float) -> bool:
     """Whether a row is held out: decided by its text alone, so by neither its place nor its neighbours."""
-    text = row["text"] if "text" in row else json.dumps([[m["role"], m["content"]] for m in row["conversations"]])
+    if "text" in row:
+        text = row["text"]
+    else:  # a pair is held out by its prompt and chosen answer
+        turns = row["conversations"] if "conversations" in row else row["chosen"]
+        text = json.dumps([[m["role"], m["content"]] for m in turns])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) < fraction * 2.0**64
+
+
+def texts_of(row: dict[str, Any]) -> list[str]:
+    """Every text of a canonical row, once."""
+    if "text" in row:
+        return [row["text"]]
+    turns = row["conversations"] if "conversations" in row else [*row["chosen"], row["rejected"][-1]]
+    return [message["content"] for message in turns]
 
 
 def read_lines(
@@ -73,7 +86,7 @@ class CorpusTokeniser:
         writers = {split: RowWriter(folder, self.layout) for split, folder in folders.items()}
         for split, writer in writers.items():
             writer.restore(noted["positions"].get(split))
-        packer = DocumentPacker if corpus.kind == "pretrain" else ConversationPacker
+        packer = PACKERS[corpus.kind]
         packers = {split: packer(writer) for split, writer in writers.items()}
         advance(noted["offset"])
         part_began = before = noted["offset"]
@@ -94,14 +107,17 @@ class CorpusTokeniser:
         facts = {"kind": corpus.kind, "corpus": corpus.name, "weight": corpus.weight}
         return {split: writer.close(**facts, split=split) for split, writer in writers.items()}
 
-    def _add(self, packer: DocumentPacker | ConversationPacker, rows: list[dict[str, Any]]) -> None:
+    def _add(self, packer: DocumentPacker | ConversationPacker | PairPacker, rows: list[dict[str, Any]]) -> None:
         if not rows:
             return
         if isinstance(packer, DocumentPacker):
             texts = [row["text"] for row in rows]
             packer.add(*self.encoder(texts), sum(len(text.encode()) for text in texts))
             return
-        conversations = [answered(row["conversations"]) for row in rows]
+        if isinstance(packer, PairPacker):  # chosen and rejected in turn
+            conversations = [row[side] for row in rows for side in ("chosen", "rejected")]
+        else:
+            conversations = [answered(row["conversations"]) for row in rows]
         packer.writer.counts.without_answer += sum(not turns for turns in conversations)
         conversations = [turns for turns in conversations if turns]
         if conversations:

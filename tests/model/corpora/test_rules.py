@@ -15,6 +15,7 @@ def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
 
 
 ASK, REPLY = ("user", "How are you?"), ("assistant", "Well.")
+ASKED, ANSWERED = [{"role": "user", "content": "How are you?"}], {"role": "assistant", "content": "Well."}
 FAULTS = [
     ("pretrain", "text", "not_an_object"),
     ("pretrain", {"body": "text"}, "missing_field"),
@@ -42,6 +43,14 @@ FAULTS = [
     ("instructions", turns(ASK), "no_assistant_turn"),
     ("instructions", turns(("system", "x")), "no_assistant_turn"),
     ("instructions", turns(ASK, REPLY, ASK), "last_turn_not_assistant"),
+    ("preferences", {"prompt": "Well?", "chosen": "Yes.", "rejected": "Yes."}, "no_preference"),
+    ("preferences", {"prompt": "Well?", "chosen": "Yes."}, "missing_field"),
+    ("preferences", {"chosen": [*ASKED, ANSWERED], "rejected": [ANSWERED]}, "first_turn_not_user"),
+    (
+        "preferences",
+        {"chosen": [*ASKED, ANSWERED], "rejected": [ASKED[0] | {"content": "Oh?"}, ANSWERED]},
+        "prompts_differ",
+    ),
     ("benchmarks", [1], "not_an_object"),
     ("benchmarks", {"question": " ", "n": 1}, "empty"),
     ("benchmarks", {"question": "x" * 101}, "too_long"),
