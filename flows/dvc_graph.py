@@ -28,6 +28,15 @@ def read_graph(root: Path) -> dict[str, Node]:
     return ordered
 
 
+def descendants(graph: dict[str, Node], name: str) -> set[str]:
+    """Every stage that needs this one, directly or not; `graph` is in running order."""
+    found = {name}
+    for other, node in graph.items():
+        if found & set(node.upstream):
+            found.add(other)
+    return found - {name}
+
+
 def _node(graph: Any, stage: Any) -> Node:
     upstream = sorted(other.name for other in graph.successors(stage))
     return Node(stage.name, tuple(upstream), stage.always_changed)

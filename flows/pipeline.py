@@ -21,7 +21,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.dvc_graph import changed_stages, read_graph, stages_to_run
+from flows.dvc_graph import changed_stages, descendants, read_graph, stages_to_run
 from flows.slots import Slots, threads_of
 from flows.stage_process import Outcome, StageProcesses
 
@@ -51,7 +51,12 @@ def worth_retrying(_task: Any, _run: Any, state: State[Any]) -> bool:
     retry_condition_fn=worth_retrying,
 )
 def run_stage(
-    name: str, processes: StageProcesses, slots: Slots, threads: int, already: list[str] | None = None
+    name: str,
+    processes: StageProcesses,
+    slots: Slots,
+    threads: int,
+    priority: int = 0,
+    already: list[str] | None = None,
 ) -> Outcome:
     """One stage through DVC, when it is its turn; every line it prints is a line of this task's log.
 
@@ -62,7 +67,7 @@ def run_stage(
         for line in already:
             logger.info(line)
         return Outcome("ran", 0.0)
-    with slots.take(threads):
+    with slots.take(threads, priority):
         outcome = processes.run(name, logger.info)
     if outcome.status == "failed":
         raise StageFailed(name, outcome)
@@ -84,7 +89,13 @@ def pipeline(max_parallel: int = 2, already: dict[str, list[str]] | None = None)
         upstream = [futures[other] for other in graph[name].upstream if other in futures]
         named = run_stage.with_options(name=name, task_run_name=name)
         futures[name] = named.submit(
-            name, processes, slots, threads_of(root, name), (already or {}).get(name), wait_for=upstream
+            name,
+            processes,
+            slots,
+            threads_of(root, name),
+            len(descendants(graph, name)),
+            (already or {}).get(name),
+            wait_for=upstream,
         )
 
     try:

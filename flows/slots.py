@@ -1,34 +1,40 @@
-"""Shares the cores among stages: a stage takes as many slots as it uses threads, in the order in which stages ask.
+"""Shares the cores among stages: a stage takes as many slots as it uses threads, those that more stages wait for first.
 
 Counting stages instead of threads let a two-thread training run beside an evaluation on two cores; OpenMP's threads then wait
 for each other in turn and a step took twenty times as long (docs/log.md).
 """
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from heapq import heappop, heappush
+from itertools import count
 from pathlib import Path
 
 from tasks.parameters import load_params
 
 
 class Slots:
-    """`total` slots; `take(n)` waits for its turn and for n free ones (all of them when n is more than there are)."""
+    """`total` slots; `take(n)` waits for its turn and for n free ones (all of them when n is more than there are).
+
+    Among those that wait the highest priority is next, then the one that asked first; nobody overtakes the next one.
+    """
 
     def __init__(self, total: int) -> None:
         self.total, self.free = total, total
-        self._queue: deque[object] = deque()
+        self._queue: list[tuple[int, int]] = []
+        self._numbers = count()
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, wanted: int) -> Iterator[None]:
+    def take(self, wanted: int, priority: int = 0) -> Iterator[None]:
         """Holds the slots while the body runs."""
-        number, ticket = min(wanted, self.total), object()
+        number = min(wanted, self.total)
         with self._changed:
-            self._queue.append(ticket)
-            self._changed.wait_for(lambda: self._queue[0] is ticket and self.free >= number)
-            self._queue.popleft()
+            ticket = (-priority, next(self._numbers))
+            heappush(self._queue, ticket)
+            self._changed.wait_for(lambda: self._queue[0] == ticket and self.free >= number)
+            heappop(self._queue)
             self.free -= number
             self._changed.notify_all()
         try:

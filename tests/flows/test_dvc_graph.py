@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.dvc_graph import Node, changed_stages, read_graph, stages_to_run
+from flows.dvc_graph import Node, changed_stages, descendants, read_graph, stages_to_run
 from tests.conftest import Checkout
 
 CHAIN = {
@@ -25,6 +25,11 @@ CHAIN = {
 )
 def test_only_changed_stages_their_descendants_and_the_watchful_run(changed: set[str], expected: list[str]) -> None:
     assert stages_to_run(CHAIN, changed) == expected
+
+
+def test_descendants_are_all_stages_that_wait_for_one() -> None:
+    assert descendants(CHAIN, "download") == {"left", "right", "join", "register"}
+    assert descendants(CHAIN, "right") == {"join", "register"} and not descendants(CHAIN, "register")
 
 
 def test_the_graph_is_that_of_dvc_and_in_running_order(checkout: Checkout) -> None:

@@ -38,3 +38,22 @@ def test_a_stage_counts_the_threads_of_its_section_else_the_common_ones(tmp_path
     )
     names = ("evaluate@a", "validate", "report", "pretrain_ar")
     assert [threads_of(tmp_path, name) for name in names] == [1, 2, 2, 6]
+
+
+def test_the_stage_that_most_others_wait_for_goes_first_even_when_a_narrower_one_would_fit():
+    slots, order = Slots(2), []
+
+    def stage(name: str, threads: int, priority: int) -> None:
+        with slots.take(threads, priority):
+            order.append(name)
+
+    waiting = [("evaluate", 1, 1), ("tune", 2, 5), ("distill", 1, 3), ("control", 1, 3)]
+    with slots.take(1):
+        running = [threading.Thread(target=stage, args=arguments) for arguments in waiting]
+        for one in running:
+            one.start()
+            time.sleep(0.05)
+            assert len(order) <= 1  # `evaluate` had a slot to itself; `tune` needs both and holds the others back
+    for one in running:
+        one.join(10)
+    assert order[:2] == ["evaluate", "tune"] and set(order[2:]) == {"distill", "control"}
