@@ -164,13 +164,14 @@ def brief(summary: dict[str, Any]) -> dict[str, Any]:
     """What the trade-off needs of a point's figures."""
     return {
         key: summary[key]
-        for key in ("items", "score", "categories", "tokens_per_forward", "mean_confidence")
+        for key in ("items", "score", "categories", "written_score", "tokens_per_forward", "mean_confidence")
         if key in summary
     }
 
 
 def trade_off(sweep: dict[str, dict[str, Any]], main_name: str) -> dict[str, Any]:
-    """AUP of each split against the model's own best score, and the most parallel point within 1 of its own main score."""
+    """AUP of each split against the model's own best score, and the most parallel point within 1 of its own main score
+    (None where that is near zero)."""
     from model.benchmarks.records import point_of
     from model.benchmarks.trade_off import area_under_parallelism, parallelism_at_equal_quality
 
@@ -183,9 +184,9 @@ def trade_off(sweep: dict[str, dict[str, Any]], main_name: str) -> dict[str, Any
         best = max((point.score for point in curve), default=0.0)
         found["aup"][split] = round(area_under_parallelism(curve, best), 4) if best > 0 else None
     if curves.get("validation"):
-        reference = sweep["validation"][main_name]["score"]["value"]
+        reference = sweep["validation"][main_name]["written_score"]["value"]
         chosen = parallelism_at_equal_quality(curves["validation"], curves["test"], reference)
-        found["equal_quality_to_itself"] = {
+        found["equal_quality_to_itself"] = chosen and {
             "chosen": chosen.chosen,
             "score": chosen.test.score,
             "tokens_per_forward": chosen.test.tokens_per_forward,

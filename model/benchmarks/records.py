@@ -74,7 +74,8 @@ def first_items(records: Sequence[Record], items: int | None) -> list[Record]:
 def summarise(records: Sequence[Record], eos: int | None, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """All figures of one operating point: score, benchmarks, categories, tokens per forward, length, calibration, counters.
 
-    Percent for scores. `tokens_per_forward` and what follows it are absent when nothing was generated.
+    Percent for scores. `written_score` (of the benchmarks whose answers are generated) and what follows it are absent when
+    nothing was.
     """
     correct = correctness(records)
     categories = {record["benchmark"]: record["category"] for record in records}
@@ -99,6 +100,7 @@ def summarise(records: Sequence[Record], eos: int | None, resamples: int = 2000,
             for name, value in record["counters"].items():
                 counters[name] = counters.get(name, 0) + value
         summary |= {
+            "written_score": scoring.score_interval(correctness(generated), **options).as_dict(),
             "tokens_per_forward": scoring.tokens_per_forward(tokens, forwards, **options).as_dict(),
             "tokens_per_forward_of_samples": scoring.distribution(
                 [count / max(forward, 1) for count, forward in zip(tokens, forwards, strict=True)]
@@ -114,4 +116,4 @@ def summarise(records: Sequence[Record], eos: int | None, resamples: int = 2000,
 
 def point_of(name: str, summary: Mapping[str, Any]) -> Point:
     """The operating point `name` for the trade-off measures."""
-    return Point(name, summary["score"]["value"], summary["tokens_per_forward"]["value"])
+    return Point(name, summary["written_score"]["value"], summary["tokens_per_forward"]["value"])

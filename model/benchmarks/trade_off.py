@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+FLOOR = 10.0  # percent: below it a margin of a point says nothing, and the most parallel nonsense would win
+
 
 @dataclass(frozen=True)
 class Point:
-    """One operating point of one model on one split."""
+    """One operating point of one model on one split; `score` counts written answers alone: choices have no tokens."""
 
     name: str  # what tells the points of a model apart, e.g. "threshold=0.90"
     score: float  # percent
@@ -27,19 +29,23 @@ class EqualQuality:
 
 
 def parallelism_at_equal_quality(
-    validation: Sequence[Point], test: Sequence[Point], reference_score: float, margin: float = 1.0
+    validation: Sequence[Point],
+    test: Sequence[Point],
+    reference_score: float,
+    margin: float = 1.0,
+    floor: float = FLOOR,
 ) -> EqualQuality | None:
     """The point with the highest validation TPF whose validation score is at least the reference's minus `margin` points.
 
     `reference_score` is measured on the validation split too: the test split decides nothing, it is only read at the chosen
-    point. None when no point is good enough. Ties in TPF go to the higher score, then to the earlier point.
+    point. None when no point is good enough or the reference itself is below `floor`. Ties in TPF go to the higher score, then to the earlier point.
     """
     names = [point.name for point in validation]
     on_test = {point.name: point for point in test}
     if len(set(names)) < len(names) or not set(names) <= set(on_test):
         raise ValueError(f"the test split needs every validation point exactly once: {names} against {sorted(on_test)}")
     good_enough = [point for point in validation if point.score >= reference_score - margin]
-    if not good_enough:
+    if not good_enough or reference_score < floor:
         return None
     best = max(good_enough, key=lambda point: (point.tokens_per_forward, point.score))
     return EqualQuality(best.name, best, on_test[best.name])

@@ -90,9 +90,9 @@ def many_tokens_point(evaluation: dict[str, Any]) -> str | None:
 
 
 def points(evaluation: dict[str, Any], split: str) -> list[Point]:
-    """Operating points of a split for the trade-off measures."""
+    """Operating points of a split for the trade-off measures: written answers alone, choices do not depend on the decoder."""
     return [
-        Point(name, summary["score"]["value"], summary["tokens_per_forward"]["value"])
+        Point(name, summary["written_score"]["value"], summary["tokens_per_forward"]["value"])
         for name, summary in evaluation["sweep"].get(split, {}).items()
         if "tokens_per_forward" in summary
     ]
@@ -101,14 +101,17 @@ def points(evaluation: dict[str, Any], split: str) -> list[Point]:
 def equal_quality(inputs: Inputs, instance: str) -> EqualQuality | None:
     """The most parallel point whose validation score is at least SFT's at one token per forward, minus MARGIN.
 
-    None for a causal network, without a validation split, and when no point is good enough.
+    Only written answers count. None for a causal network, without a validation split, when no point is good enough, and where
+    SFT itself scores near zero: then equal quality means nothing.
     """
     evaluation = inputs.evaluations[instance]
     validation = points(evaluation, "validation")
     if evaluation["attention"] == "causal" or not validation:
         return None
-    reference = inputs.evaluations[REFERENCE]["sweep"]["validation"][main_point(inputs, REFERENCE)]["score"]["value"]
-    return parallelism_at_equal_quality(validation, points(evaluation, "test"), reference, MARGIN)
+    reference = inputs.evaluations[REFERENCE]["sweep"]["validation"][main_point(inputs, REFERENCE)].get("written_score")
+    if reference is None:
+        return None
+    return parallelism_at_equal_quality(validation, points(evaluation, "test"), reference["value"], MARGIN)
 
 
 def trade_off(inputs: Inputs) -> dict[str, Any]:
@@ -180,15 +183,18 @@ def forwards_ratio(inputs: Inputs, first: tuple[str, str], second: tuple[str, st
 
 
 def quality_held(inputs: Inputs, chosen: str) -> dict[str, Any]:
-    """Test score of CAP at its chosen point minus SFT's at one token per forward, in points."""
+    """Test score of CAP's written answers at its chosen point minus SFT's at one token per forward, in points."""
     main = main_point(inputs, REFERENCE)
-    ours, theirs = inputs.records[TUNED].get(chosen, []), inputs.records[REFERENCE].get(main, [])
+    ours, theirs = (
+        [record for record in inputs.records[instance].get(point, []) if "tokens" in record]
+        for instance, point in ((TUNED, chosen), (REFERENCE, main))
+    )
     if ours and theirs:
         interval = score_difference(ours, theirs)
         method = f"paired bootstrap over {len(common(ours, theirs)[0])} questions"
     else:
-        one = inputs.evaluations[TUNED]["sweep"]["test"][chosen]["score"]
-        other = inputs.evaluations[REFERENCE]["sweep"]["test"][main]["score"]
+        one = inputs.evaluations[TUNED]["sweep"]["test"][chosen]["written_score"]
+        other = inputs.evaluations[REFERENCE]["sweep"]["test"][main]["written_score"]
         interval = {
             "value": one["value"] - other["value"],
             "low": one["low"] - other["high"],

@@ -103,6 +103,7 @@ def summary(records: list[dict]) -> dict:
         "score": scoring.score_interval(correct, **options).as_dict(),
         "benchmarks": {name: one.as_dict() for name, one in benchmarks.items()},
         "categories": {name: one.as_dict() for name, one in categories.items()},
+        "written_score": scoring.score_interval(correct, **options).as_dict(),
         "tokens_per_forward": scoring.tokens_per_forward(
             [len(record["tokens"]) for record in records], [record["forwards"] for record in records], **options
         ).as_dict(),

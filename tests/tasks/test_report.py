@@ -153,7 +153,7 @@ def test_the_threshold_is_chosen_on_validation_and_quoted_from_test(root: Path) 
     def spoil(value: dict) -> None:
         for name, summary in value["sweep"]["validation"].items():
             if name not in ("threshold=0.95", value["main_point"]):
-                summary["score"]["value"] = 0.0
+                summary["written_score"]["value"] = 0.0
 
     change(root, "evaluate/tune_cap.json", spoil)
     row = next(row for row in json.loads(run(root)["report.json"])["models"] if row["instance"] == "tune_cap")
@@ -172,6 +172,25 @@ def test_cap_holds_only_when_it_beats_both_controls(root: Path) -> None:
         "second": verdict["chosen"], "method": "", "verdict": "not resolved",
     }  # fmt: skip
     assert verdict["claim"] == "not resolved"
+
+
+def test_equal_quality_counts_written_answers_alone_and_not_near_zero(root: Path) -> None:
+    def with_choices(value: dict) -> None:  # benchmarks decided by likelihood lift the score of every point alike
+        for summary in (s for split in value["sweep"].values() for s in split.values()):
+            summary["score"]["value"] = 50.0
+
+    chosen = {row["instance"]: row["equal_quality"] for row in compare(read_inputs(root))["models"]}
+    for model in MODELS:
+        change(root, f"evaluate/{model.instance}.json", with_choices)
+    assert {row["instance"]: row["equal_quality"] for row in compare(read_inputs(root))["models"]} == chosen
+    change(
+        root,
+        "evaluate/finetune_diffusion.json",
+        lambda value: value["sweep"]["validation"][value["main_point"]]["written_score"].update(value=2.0),
+    )
+    verdict = compare(read_inputs(root))
+    assert verdict["cap"]["claim"] == "not resolved"
+    assert all(row["equal_quality"] is None for row in verdict["models"])
 
 
 def test_a_lost_score_is_not_equal_quality(root: Path) -> None:
@@ -240,7 +259,7 @@ def test_all_models_share_the_highest_score_of_the_area(root: Path) -> None:
     before = trade_off(read_inputs(root))
 
     def raise_score(value: dict) -> None:
-        value["sweep"]["test"]["threshold=0.95"]["score"]["value"] = 100.0
+        value["sweep"]["test"]["threshold=0.95"]["written_score"]["value"] = 100.0
 
     change(root, "evaluate/distill_draft.json", raise_score)
     after = trade_off(read_inputs(root))

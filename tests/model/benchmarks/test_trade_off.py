@@ -25,6 +25,12 @@ def test_the_margin_is_inclusive_and_no_point_is_none():
     assert parallelism_at_equal_quality(curve, curve, 80.01, margin=2).chosen == "a"
 
 
+def test_nothing_is_equal_to_a_reference_that_cannot_do_anything():
+    curve = points(slow=(3, 1.0), fast=(2.5, 8.0))
+    assert parallelism_at_equal_quality(curve, curve, 3.0) is None
+    assert parallelism_at_equal_quality(curve, curve, 3.0, floor=0.0).chosen == "fast"
+
+
 def test_splits_with_different_points_are_refused():
     with pytest.raises(ValueError, match="every validation point"):
         parallelism_at_equal_quality(points(a=(1, 1)), points(b=(1, 1)), 1)
