@@ -41,7 +41,10 @@ class WorldConfig:
     difficulty: int = 2
     seed: int = 0
     num_people: int = 24
-    worked_fraction: float = 0.4  # of documents: worked examples; the others state facts
+    worked_fraction: float = 0.4  # of documents: worked examples
+    recited_fraction: float = (
+        0.1  # of documents: rows of words said again, so that copying is learnt; the others state facts
+    )
     two_turn_fraction: float = 0.4  # of the short conversations: an easy question comes before
 
     def __post_init__(self) -> None:
@@ -49,9 +52,14 @@ class WorldConfig:
             raise ValueError(f"language is {self.language!r}; choose one of {sorted(LANGUAGES)} in toy_world.language")
         if self.difficulty not in (1, 2, 3, 4):
             raise ValueError(f"difficulty is {self.difficulty!r}; toy_world.difficulty must be 1, 2, 3 or 4")
-        for name in ("worked_fraction", "two_turn_fraction"):
+        for name in ("worked_fraction", "recited_fraction", "two_turn_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; toy_world.{name} must lie between 0 and 1")
+        if self.worked_fraction + self.recited_fraction > 1:
+            raise ValueError(
+                f"toy_world.worked_fraction {self.worked_fraction} and toy_world.recited_fraction {self.recited_fraction} must "
+                "not be more than 1 together"
+            )
         build_world(self.num_people, self.seed)  # refuses a wrong number of people
 
 
@@ -67,7 +75,7 @@ def documents(config: WorldConfig, count: int, stream: int = 0) -> Iterator[dict
     voice = Voice(world_of(config), config.language, rng)
     tasks = list(TASKS.values())
     for _ in range(count):
-        yield {"text": document(voice, tasks, config.difficulty, config.worked_fraction)}
+        yield {"text": document(voice, tasks, config.difficulty, config.worked_fraction, config.recited_fraction)}
 
 
 def conversations(config: WorldConfig, count: int, stream: int = 0) -> Iterator[dict]:

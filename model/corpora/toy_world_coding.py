@@ -38,7 +38,7 @@ class Tracing(_Program):
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
         num_numbers, num_sums = {1: (2, 1), 2: (2, 2), 3: (2, 3), 4: (3, 4)}[level]
-        cap = {1: 20, 2: 25, 3: 40, 4: 99}[level]
+        cap = {1: 12, 2: 25, 3: 40, 4: 99}[level]
         statements: list = [rng.randint(1, 9) for _ in range(num_numbers)]
         unused = list(range(num_numbers))  # every line but the last ones is read by a later one
         for known in range(num_numbers, num_numbers + num_sums):
@@ -47,7 +47,7 @@ class Tracing(_Program):
                 right = unused.pop(rng.randrange(len(unused)))
             else:
                 right = rng.randrange(known) if rng.random() < 0.35 else f"={rng.randint(2, 9)}"
-            statements.append((rng.choice("++--*"), left, right))
+            statements.append((rng.choice("+-" if level == 1 else "++--*"), left, right))
             unused.append(known)
         if len(unused) == 1:
             unused.append(rng.randrange(len(statements) - 1))
@@ -59,7 +59,8 @@ class Tracing(_Program):
             step[0] == "*" and max(self._operands(step, values)) > 9 for step in statements if isinstance(step, tuple)
         ):
             return None
-        return "".join(rng.sample(VARIABLES, len(statements))), tuple(statements), printed
+        letters = VARIABLES[: len(statements)] if level == 1 else rng.sample(VARIABLES, len(statements))
+        return "".join(letters), tuple(statements), printed
 
     def _operands(self, step: tuple, values: list[int]) -> tuple[int, int]:
         right = step[2]
@@ -136,7 +137,9 @@ class Lists(_Program):
         numbers = rng.sample(range(1, 10), 3 if level < 4 else 4)
         calls, so_far = [], numbers
         for _ in range(level):
-            call = rng.choice(("append", "pop", "pop0", "reverse", "sort"))
+            call = rng.choice(
+                ("pop", "pop0", "reverse") if level == 1 else ("append", "pop", "pop0", "reverse", "sort")
+            )
             if (call == "append" and len(so_far) > 3) or (call in ("pop", "pop0") and len(so_far) < 3):
                 return None
             calls.append((call, rng.randint(1, 9) if call == "append" else 0))
@@ -147,7 +150,8 @@ class Lists(_Program):
         if level < 3 and len(so_far) > 3:
             return None  # long sums and lists would be the longest answers of the suite
         places = rng.sample(range(len(so_far)), 2)
-        printed = rng.choice((("sum",), ("range",), ("pair", *places), ("pair", *places)))
+        pair = ("pair", *places)
+        printed = pair if level == 1 else rng.choice((("sum",), ("range",), pair, pair))
         return rng.randrange(3), tuple(numbers), tuple(calls), printed
 
     def essence(self, params: tuple) -> tuple:

@@ -8,12 +8,18 @@ from model.corpora.toy_world_tasks import Task, Voice, apply, draw_from
 
 KINDS = {"pet": NUM_PETS, "job": NUM_JOBS, "drink": NUM_DRINKS}
 NUM_FACTS = (6, 10)
+RECITED = ("people", "home", "pet", "job", "drink", "thing", "day")
+NUM_RECITED = (8, 16)
+TIMES_RECITED = 3
 
 
-def document(voice: Voice, tasks: list[Task], level: int, worked_fraction: float) -> str:
-    """One passage of 60-120 tokens: worked examples of training questions, or facts around one subject."""
+def document(voice: Voice, tasks: list[Task], level: int, worked_fraction: float, recited_fraction: float) -> str:
+    """One passage of 30-120 tokens: worked examples of training questions, words said again, or facts around one subject."""
     rng = voice.rng
-    if rng.random() < worked_fraction:
+    kind = rng.random()
+    if worked_fraction <= kind < worked_fraction + recited_fraction:
+        return _recital(voice)
+    if kind < worked_fraction:
         text = _worked(voice, rng.choice(tasks), level)
         while len(text) < voice.wording["passage_characters"]:
             text += "\n\n" + _worked(voice, rng.choice(tasks), level)
@@ -26,6 +32,18 @@ def _worked(voice: Voice, task: Task, level: int) -> str:
     """A question of the training split and how it is worked out, without a marked final answer."""
     params = draw_from(task, "train", voice.world, level, voice.rng)
     return f"{task.question(voice, params)}\n{voice.join(task.work(voice, params))}".strip()
+
+
+def _recital(voice: Voice) -> str:
+    """A random row of names and numbers, said three times: from the second time on all can be copied and nothing guessed.
+
+    No word stands between two others and few kinds take part, because what follows a word is then learnt soonest.
+    """
+    words = [str(number) for number in range(10)]
+    for kind in voice.rng.sample(RECITED, 2):
+        words += voice.people(tuple(range(voice.world.num_people))) if kind == "people" else voice.names[kind]
+    row = " ".join(voice.rng.choices(words, k=voice.rng.randint(*NUM_RECITED)))
+    return "\n".join([row] * TIMES_RECITED)
 
 
 def _person(voice: Voice) -> list[str]:

@@ -58,7 +58,7 @@ class People(Task):
     name, category = "people", "knowledge"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
-        hops = {1: (0, 1), 2: (1, 1), 3: (1, 2), 4: (2, 2)}[level]
+        hops = {1: (0, 0), 2: (1, 1), 3: (1, 2), 4: (2, 2)}[level]
         parts = []
         for person, num_links in zip(rng.sample(range(world.num_people), 2), rng.sample(hops, 2), strict=True):
             parts.append((person, tuple(rng.choices(range(len(LINKS)), k=num_links)), rng.choice(ATTRIBUTES)))
@@ -92,12 +92,11 @@ class People(Task):
                 person = voice.world.links[link][person]
             parts.append(sentences)
             attributes.append(attribute_fact(voice, person, attribute))
-        if voice.rng.random() < 0.5:
+        if not any(parts) or voice.rng.random() < 0.5:  # without a link there are no names to find first
             sentences = [voice.say("people_depth"), *parts[0], attributes[0], *parts[1], attributes[1]]
         else:
             sentences = [voice.say("people_breadth"), *parts[0], *parts[1], *attributes]
-        both = voice.listing([self._value(voice, part) for part in params])
-        return [*sentences, voice.say("people_end", x=both)]
+        return [*sentences, voice.say("people_end", x=self.final(voice, params))]
 
     def final(self, voice: Voice, params: tuple) -> str:
         return voice.wording["comma"].join(self._value(voice, part) for part in params)
@@ -139,7 +138,7 @@ class Roads(Task):
             order.reverse()
         sentences, known = [voice.say("road_legs" if legs_first else "road_places")], set()
         if not legs_first:
-            sentences += [self._place(voice, person) for person in rng.sample(params, len(params))]
+            sentences += [self._place(voice, person) for person in rng.sample(sorted(set(params)), len(set(params)))]
             known.update(params)
         lengths = []
         for index in order:

@@ -11,7 +11,7 @@ NUM_THING_NAMES = 4  # names of countable things
 
 
 class Story(Task):
-    """How many things are left: (start, gains (+) and losses (-), (thing, person, other person))."""
+    """How many things are left: (start, gains (+) and losses (-), (thing, person))."""
 
     name, category = "story", "mathematics"
 
@@ -25,18 +25,14 @@ class Story(Task):
                 return None
         if all(change > 0 for change in changes) or all(change < 0 for change in changes):
             return None
-        return start, changes, (rng.randrange(NUM_THING_NAMES), *rng.sample(range(world.num_people), 2))
+        return start, changes, (rng.randrange(NUM_THING_NAMES), rng.randrange(world.num_people))
 
     def essence(self, params: tuple) -> tuple:
         return params[0], tuple(sorted(params[1]))
 
     def _parts(self, voice: Voice, params: tuple) -> dict[str, str]:
-        thing, person, other = params[2]
-        return {
-            "t": voice.names["things"][thing],
-            "a": voice.names["people"][person],
-            "b": voice.names["people"][other],
-        }
+        thing, person = params[2]
+        return {"t": voice.names["things"][thing], "a": voice.names["people"][person]}
 
     def setting(self, voice: Voice, params: tuple) -> str:
         parts = self._parts(voice, params)
@@ -179,11 +175,12 @@ class Money(Task):
         sentences, costs = [], []
         for number, cost, thing in voice.rng.sample(lines, len(lines)):
             costs.append(number * cost)
-            sentences.append(voice.say("money_cost", t=things[thing], sum=f"{number} * {cost} = {number * cost}"))
+            text = f"{number} * {cost} = {number * cost}"
+            sentences.append(voice.say("money_cost", n=number, t=things[thing], p=cost, sum=text))
         sentences += running_sum(voice, costs)
         total = sum(costs)
         text = f"{total} + {price} = {total + price}"
-        sentences.append(voice.say("money_more", x=voice.names["tool"][tool], sum=text))
+        sentences.append(voice.say("money_more", x=_capital(voice.names["tool"][tool]), p=price, sum=text))
         total += price
         if mode == "pays":
             return [*sentences, voice.say("money_end", a=name, n=total)]
@@ -194,6 +191,11 @@ class Money(Task):
     def final(self, voice: Voice, params: tuple) -> str:
         total = self._total(params)
         return str(self._purse(params) - total if params[0] == "left" else total)
+
+
+def _capital(text: str) -> str:
+    """The text as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 TASKS = (Story(), Expression(), Money())

@@ -12,6 +12,7 @@ from model.corpora.toy_world_facts import World
 from model.corpora.toy_world_tasks import Task, Voice
 
 NUM_THINGS = 4
+SHORT_ROW = 3  # people in the easiest ordering
 DAYS_PER_WEEK = 7
 
 
@@ -24,7 +25,7 @@ class Ordering(Task):
     name, category = "ordering", "reasoning"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
-        row = tuple(rng.sample(range(world.num_people), level + 2))
+        row = tuple(rng.sample(range(world.num_people), SHORT_ROW + level - 1))
         return rng.randrange(2), row, rng.choice((0, -1) if level == 1 else (0, 1, -1, -2))
 
     def essence(self, params: tuple) -> tuple:
@@ -34,8 +35,9 @@ class Ordering(Task):
         scale, row, _ = params
         pairs = list(pairwise(voice.people(row)))
         sentences = []
-        for high, low in voice.rng.sample(pairs, len(pairs)):
-            down = voice.rng.random() < 0.5
+        is_short = len(row) == SHORT_ROW  # told in order and one way: what is left to do is to copy
+        for high, low in pairs if is_short else voice.rng.sample(pairs, len(pairs)):
+            down = is_short or voice.rng.random() < 0.5
             sentences.append(self._compare(voice, "order_premise", scale, down, (high, low)))
         return voice.join(sentences)
 
@@ -58,7 +60,8 @@ class Ordering(Task):
     def work(self, voice: Voice, params: tuple) -> list[str]:
         scale, row, rank = params
         people, rng = voice.people(row), voice.rng
-        down = rng.random() < 0.5  # written from the most or from the least, to the end of the answer
+        # Written from the most or from the least, to the end of the answer.
+        down = len(row) == SHORT_ROW or rng.random() < 0.5
         most, least = voice.names["scale"][scale][2:]
         sentences = [voice.say("order_plan", most=most if down else least, least=least if down else most)]
         left = right = rng.randrange(len(row))  # people[left..right] are in the row so far
@@ -88,7 +91,7 @@ class Swaps(Task):
         num_people = 3 if level < 4 else 4
         people, things = rng.sample(range(world.num_people), num_people), rng.sample(range(NUM_THINGS), num_people)
         swaps = []
-        while len(swaps) < level + 1:
+        while len(swaps) < {1: 1, 2: 3, 3: 4, 4: 5}[level]:
             pair = tuple(rng.sample(range(num_people), 2))
             if not swaps or set(pair) != set(swaps[-1]):
                 swaps.append(pair)
@@ -120,12 +123,12 @@ class Swaps(Task):
         people, things, swaps, _ = params
         names, held = voice.people(people), list(things)
         sentences = [voice.say("swap_all")]
-        for number, pair in enumerate(swaps, start=1):
+        for pair in swaps:
             i, j = pair
             held[i], held[j] = held[j], held[i]
             order = voice.rng.sample(pair, 2)
             state = [voice.say("swap_has", a=names[k], x=voice.names["thing"][held[k]]) for k in order]
-            sentences.append(voice.say("swap_state", n=number, x=voice.clauses(state)))
+            sentences.append(voice.say("swap_state", a=names[i], b=names[j], x=voice.clauses(state)))
         return sentences
 
     def _one_thing(self, voice: Voice, params: tuple) -> list[str]:
@@ -133,10 +136,9 @@ class Swaps(Task):
         names, place = voice.people(people), things.index(asked)
         thing = voice.names["thing"][asked]
         sentences = [voice.say("swap_one", x=thing), voice.say("swap_start", a=names[place], x=thing)]
-        for pair in swaps:
-            i, j = voice.rng.sample(pair, 2)
+        for i, j in swaps:
             place = {i: j, j: i}.get(place, place)
-            sentences.append(voice.say("swap_moved", a=names[i], b=names[j], c=names[place]))
+            sentences.append(voice.say("swap_moved", a=names[i], b=names[j], c=names[place], x=thing))
         return sentences
 
     def _holder(self, params: tuple) -> int:
@@ -174,7 +176,7 @@ class Days(Task):
     def work(self, voice: Voice, params: tuple) -> list[str]:
         day, moves = params
         plans = ["in_order", "from_last"]
-        if abs(sum(moves)) < DAYS_PER_WEEK and min(moves) < 0 < max(moves):
+        if len(moves) > 2 and abs(sum(moves)) < DAYS_PER_WEEK and min(moves) < 0 < max(moves):
             plans += ["net", "net"]
         plan = voice.rng.choice(plans)
         sentences = [voice.say(f"day_{plan}")]

@@ -37,19 +37,19 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterator[str], vocabulary_size: int, folder: Path) -> "PreTrainedTokenizerFast":
     """A byte-level BPE tokenizer learnt from `texts`, saved in `folder`: the same texts give the same bytes.
 
-    Digits stand alone, every byte has a token (nothing is ever unknown). ValueError below SMALLEST_VOCABULARY.
+    Digits stand alone, the first of a number with the space before it; every byte has a token (nothing is ever unknown). ValueError below SMALLEST_VOCABULARY.
     """
     if vocabulary_size < SMALLEST_VOCABULARY:
         raise ValueError(
             f"tokenize.vocabulary_size is {vocabulary_size}; it must be at least {SMALLEST_VOCABULARY} "
             f"(256 bytes, {len(SPECIAL_TOKENS)} special tokens and one merge)"
         )
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -59,8 +59,8 @@ def test_any_text_comes_back_unchanged(tokenizer):
         assert not np.isin(ids, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS)).any()
 
 
-def test_digits_stand_alone(tokenizer):
-    assert tokenizer.tokenize("345 12") == ["3", "4", "5", "Ġ", "1", "2"]
+def test_digits_stand_alone_and_the_first_takes_the_space_before_it(tokenizer):
+    assert tokenizer.tokenize("345 12") == ["3", "4", "5", "Ġ1", "2"]
 
 
 def test_a_vocabulary_without_room_for_bytes_and_specials_is_refused(tmp_path):
