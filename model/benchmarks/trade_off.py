@@ -38,8 +38,8 @@ def parallelism_at_equal_quality(
     """The point with the highest validation TPF whose validation score is at least the reference's minus `margin` points.
 
     `reference_score` is measured on the validation split too: the test split decides nothing, it is only read at the chosen
-    point. None when no point is good enough
-    or the reference itself is below `floor`. Ties in TPF go to the higher score, then to the earlier point.
+    point. None when no point is good enough or the reference itself is below `floor`. Ties in TPF go to the higher score,
+    then to the earlier point.
     """
     names = [point.name for point in validation]
     on_test = {point.name: point for point in test}

@@ -37,7 +37,8 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterator[str], vocabulary_size: int, folder: Path) -> "PreTrainedTokenizerFast":
     """A byte-level BPE tokenizer learnt from `texts`, saved in `folder`: the same texts give the same bytes.
 
-    Digits stand alone, the first of a number with the space before it; every byte has a token (nothing is ever unknown). ValueError below SMALLEST_VOCABULARY.
+    Digits stand alone, the first of a number with the space before it: what is next to a number is then next to its token.
+    Every byte has a token (nothing is ever unknown). ValueError below SMALLEST_VOCABULARY.
     """
     if vocabulary_size < SMALLEST_VOCABULARY:
         raise ValueError(
