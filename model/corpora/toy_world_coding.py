@@ -134,12 +134,10 @@ class Lists(_Program):
     name = "lists"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
-        numbers = rng.sample(range(1, 10), 3 if level < 4 else 4)
+        numbers = rng.sample(range(1, 10), {1: rng.choice((2, 3)), 4: 4}.get(level, 3))
         calls, so_far = [], numbers
         for _ in range(level):
-            call = rng.choice(
-                ("pop", "pop0", "reverse") if level == 1 else ("append", "pop", "pop0", "reverse", "sort")
-            )
+            call = rng.choice(("append", "pop") if level == 1 else ("append", "pop", "pop0", "reverse", "sort"))
             if (call == "append" and len(so_far) > 3) or (call in ("pop", "pop0") and len(so_far) < 3):
                 return None
             calls.append((call, rng.randint(1, 9) if call == "append" else 0))

@@ -67,8 +67,8 @@ class Expression(Task):
     name, category = "expression", "mathematics"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
-        cap = {1: 20, 2: 30, 3: 60, 4: 99}[level]
-        tree = self._grow(level + 1, rng)
+        cap = {1: 12, 2: 30, 3: 60, 4: 99}[level]
+        tree = self._row(rng) if level == 1 else self._grow(level + 1, rng)
         return tree if self._bounded(tree, cap) is not None else None
 
     def _grow(self, num_operators: int, rng: Random) -> object:
@@ -76,6 +76,11 @@ class Expression(Task):
             return rng.randint(2, 9)
         left = rng.randrange(num_operators)
         return (rng.choice("+-*"), self._grow(left, rng), self._grow(num_operators - 1 - left, rng))
+
+    def _row(self, rng: Random) -> tuple:
+        """Three numbers added or taken away from left to right: no brackets, no products."""
+        numbers = [rng.randint(2, 9) for _ in range(3)]
+        return (rng.choice("+-"), (rng.choice("+-"), numbers[0], numbers[1]), numbers[2])
 
     def _bounded(self, tree: object, cap: int) -> int | None:
         """The tree's value, or None where a step leaves 0..cap or multiplies numbers outside the table up to 9."""

@@ -26,7 +26,7 @@ class Ordering(Task):
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
         row = tuple(rng.sample(range(world.num_people), SHORT_ROW + level - 1))
-        return rng.randrange(2), row, rng.choice((0, -1) if level == 1 else (0, 1, -1, -2))
+        return rng.randrange(2), row, 0 if level == 1 else rng.choice((0, 1, -1, -2))
 
     def essence(self, params: tuple) -> tuple:
         return params[:2]  # a row of people is never trained on with one rank and tested with another
@@ -116,7 +116,8 @@ class Swaps(Task):
     def work(self, voice: Voice, params: tuple) -> list[str]:
         holder = self._holder(params)
         asked = voice.names["thing"][params[3]]
-        steps = self._all_things(voice, params) if voice.rng.random() < 0.5 else self._one_thing(voice, params)
+        follow_all = len(params[2]) > 1 and voice.rng.random() < 0.5
+        steps = self._all_things(voice, params) if follow_all else self._one_thing(voice, params)
         return [*steps, voice.say("swap_end", a=voice.people(params[0])[holder], x=asked)]
 
     def _all_things(self, voice: Voice, params: tuple) -> list[str]:
@@ -158,7 +159,7 @@ class Days(Task):
     name, category = "days", "reasoning"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
-        largest = 9 if level > 2 else 6
+        largest = {1: 5, 2: 6, 3: 9, 4: 9}[level]
         sizes = [rng.randint(2, largest) * rng.choice((1, -1)) for _ in range({1: 2, 2: 3, 3: 3, 4: 4}[level])]
         return rng.randrange(DAYS_PER_WEEK), tuple(sizes)
 
