@@ -13,7 +13,7 @@ RUN = $(VENV)/bin/python
 # `python` in dvc.yaml is to be the environment's, whether or not it is activated.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env run serve retrain promote rollback repro test test-slow lint ui preset clean lock bench
+.PHONY: help env run serve retrain promote rollback repro test test-slow lint ui up down worker preset clean clean-cache lock bench
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -22,8 +22,11 @@ help:
 	@echo 'make promote    judges the challengers now; make rollback puts the champion before this one back'
 	@echo 'make serve      answers chat requests with the champion (OpenAI API on 127.0.0.1), until Ctrl-C'
 	@echo 'make ui         the MLflow and Prefect pages on what was made'
+	@echo 'make up         Prefect and MLflow servers and a worker that stay, for deployments; make down ends them'
+	@echo 'make worker     another worker, on this machine or the next: docs/operations.md'
 	@echo 'make preset     lists the presets; NAME=smoke makes one the active one'
 	@echo 'make bench      what Prefect, DVC and MLflow cost on top of the bare stage programs'
+	@echo 'make clean-cache  removes from DVC'"'"'s cache what neither this checkout nor a registered model needs'
 	@echo 'make clean      removes work in progress and caches of tools, never results'
 
 env: $(VENV)/.made-$(DEVICE)
@@ -66,6 +69,18 @@ lint: env
 ui: env
 	$(RUN) -m flows.pages
 
+# HOST=0.0.0.0 for other machines; STORE=postgresql://... and ARTIFACTS=s3://... for MLflow; WORKER=no for servers alone.
+up: env params.yaml
+	$(RUN) -m flows.services up $(if $(HOST),--host $(HOST)) $(if $(STORE),--store '$(STORE)') \
+		$(if $(ARTIFACTS),--artifacts '$(ARTIFACTS)') $(if $(filter no,$(WORKER)),--no-worker)
+
+down: env
+	$(RUN) -m flows.services down
+
+# PREFECT_API_URL and MLFLOW_TRACKING_URI name the servers; QUEUES="gpu" LIMIT=1 for a machine with one GPU.
+worker: env
+	$(RUN) -m flows.worker $(if $(QUEUES),--queues $(QUEUES)) $(if $(LIMIT),--limit $(LIMIT))
+
 preset: env
 	$(RUN) -m flows.preset $(NAME) $(if $(FORCE),--force)
 
@@ -75,6 +90,12 @@ bench: env
 lock: env
 	$(RUN) requirements/lock.py
 
+# What is under way, registered or in a checkout of a preset stays; CLOUD=1 cleans the DVC remote, too.
+clean-cache: env
+	$(RUN) -m flows.clean_cache $(if $(CLOUD),--cloud)
+
+# Notes of running services, checkouts of presets and records that MLflow has not taken yet are no leftovers.
 clean:
-	rm -rf .work .pytest_cache .ruff_cache
+	find .work -mindepth 1 -maxdepth 1 -not -name services -not -name checkouts -not -name tracking -exec rm -rf {} + || true
+	rm -rf .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

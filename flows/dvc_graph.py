@@ -1,5 +1,6 @@
 """The pipeline's graph and what has changed, as DVC sees them: edges are written once, in dvc.yaml."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,43 @@ def _node(graph: Any, stage: Any) -> Node:
     return Node(stage.name, tuple(upstream), stage.always_changed)
 
 
+def span(graph: dict[str, Node], start: str | None, end: str | None) -> set[str]:
+    """The stages from `start` on (it and what depends on it) and up to `end` (it and what it depends on); None: no bound.
+
+    A name without `@` stands for all instances of a stage. ValueError for a name that the graph does not have.
+    """
+    chosen = set(graph)
+    if start is not None:
+        after = _named(graph, start)
+        for name, node in graph.items():
+            if after & set(node.upstream):
+                after.add(name)
+        chosen &= after
+    if end is not None:
+        before = _named(graph, end)
+        for name in reversed(graph):
+            if name in before:
+                before |= set(graph[name].upstream)
+        chosen &= before
+    if not chosen:
+        raise ValueError(f"no stage lies between start {start!r} and end {end!r}")
+    return chosen
+
+
+def _named(graph: dict[str, Node], name: str) -> set[str]:
+    found = {each for each in graph if name in (each, each.partition("@")[0])}
+    if not found:
+        near = difflib.get_close_matches(name, graph, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no stage {name!r}; there are {', '.join(graph)}.{hint}")
+    return found
+
+
 def changed_stages(root: Path) -> set[str]:
-    """Stages whose own command, deps, params or outs differ from dvc.lock (one status query; not their descendants)."""
+    """Stages whose own command, deps, params or outs differ from dvc.lock (one status query; not their descendants).
+
+    What is absent here counts as changed: a stage that another machine has made is looked at there or restored here.
+    """
     from dvc.lock import LockError
     from dvc.repo import Repo
     from dvc.rwlock import RWLockFileCorruptedError

@@ -6,13 +6,16 @@ import sys
 import time
 from pathlib import Path
 
-from flows.server import HOST, free_port, start_module, wait_until_healthy
+from flows.server import HOST, free_port, running, start_module, wait_until_healthy
 from flows.start import prepare
 
 
 def main() -> int:
     """0 after Ctrl-C, 1 when one of the two could not be started or ended by itself."""
     root = Path.cwd()
+    if pages := running(root):
+        print("\n".join(f"ui: {address.removesuffix('/api')} is up already (make up)" for address in pages.values()))
+        return 0
     prepare(root)
     store = root / "mlruns" / "mlflow.db"
     if not store.is_file():

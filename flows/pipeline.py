@@ -1,4 +1,5 @@
-"""The whole pipeline as a Prefect flow: python -m flows.pipeline (what `make run` calls).
+"""The whole pipeline as a Prefect flow: python -m flows.pipeline (what `make run` calls), or a run of a deployment
+pipeline/<preset>, whose stages go to workers.
 
 The graph comes from DVC, and DVC decides what is up to date and keeps the results; Prefect orders, limits, retries and
 shows. `dvc repro` does the same work without it.
@@ -14,104 +15,96 @@ if __name__ == "__main__":  # prepares the process first: Prefect reads its envi
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.dvc_graph import changed_stages, descendants, read_graph, stages_to_run
-from flows.slots import Slots, threads_of
+from flows.checkout import current_commit, prepare_checkout, uncommitted
+from flows.dvc_graph import Node, changed_stages, descendants, read_graph, span, stages_to_run
+from flows.slots import Slots, needs_gpu, threads_of
 from flows.stage_process import Outcome, StageProcesses
-
-RETRIES = 2
-RETRY_DELAY_SECONDS = 5
-
-
-class StageFailed(RuntimeError):
-    """A stage ended badly; `outcome` says how and whether another try makes sense."""
-
-    def __init__(self, name: str, outcome: Outcome):
-        super().__init__(f"{name}: {outcome.reason}")
-        self.outcome = outcome
-
-
-def worth_retrying(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """True for failures that may pass by themselves (see flows.stage_process.judge)."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.outcome.can_be_retried
-
-
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_SECONDS,
-    retry_condition_fn=worth_retrying,
-)
-def run_stage(
-    name: str,
-    processes: StageProcesses,
-    slots: Slots,
-    threads: int,
-    priority: int = 0,
-    already: list[str] | None = None,
-) -> Outcome:
-    """One stage through DVC, when it is its turn; every line it prints is a line of this task's log.
-
-    `already` are the lines of a stage that was run before the flow began.
-    """
-    logger = get_run_logger()
-    if already is not None:
-        for line in already:
-            logger.info(line)
-        return Outcome("ran", 0.0)
-    with slots.take(threads, priority):
-        outcome = processes.run(name, logger.info)
-    if outcome.status == "failed":
-        raise StageFailed(name, outcome)
-    return outcome
+from flows.stage_task import StageFailed, Stages, run_stage
+from flows.start import alone
+from flows.worker_stages import WorkerStages
+from model.training.pipeline_run import current_pipeline_run
 
 
 @flow(name="pipeline", task_runner=ThreadPoolTaskRunner(max_workers=64), persist_result=False, log_prints=False)
-def pipeline(max_parallel: int = 2, already: dict[str, list[str]] | None = None) -> State[Any]:
+def pipeline(
+    max_parallel: int = 2,
+    already: dict[str, list[str]] | None = None,
+    preset: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    start: str | None = None,
+    end: str | None = None,
+) -> State[Any]:
     """Brings every result up to date; independent stages run side by side while their threads together fit `max_parallel`.
 
-    `already`: the printed lines, by name, of stages that were run just before.
+    Without `preset`: here, with this checkout's params.yaml; `already` are the printed lines, by name, of stages that were run
+    just before. With one: in a checkout of its own beside, stages on workers; `overrides` are dotted names of its parameters,
+    `start` and `end` the first and last stage to look at.
     """
     root = Path.cwd()
-    processes, slots = StageProcesses(root), Slots(max_parallel)
-    graph = read_graph(root)
+    if preset is None:
+        return _bring_up_to_date(root, read_graph(root), StageProcesses(root), max_parallel, already or {}, start, end)
+    try:
+        commit = current_commit(root)
+        if changed := uncommitted(root):
+            get_run_logger().warning("not committed, so not part of this run: %s", ", ".join(changed))
+        checkout = prepare_checkout(root, preset, overrides or {}, commit)
+        graph = read_graph(checkout)
+        stages = WorkerStages(checkout, preset, commit, overrides or {}, graph, str(flow_run.id))
+        with alone(checkout):
+            return _bring_up_to_date(checkout, graph, stages, max_parallel, {}, start, end)
+    except ValueError as error:
+        return Failed(message=str(error))
+
+
+def _bring_up_to_date(
+    root: Path,
+    graph: dict[str, Node],
+    stages: Stages,
+    max_parallel: int,
+    already: dict[str, list[str]],
+    start: str | None,
+    end: str | None,
+) -> State[Any]:
+    wanted = span(graph, start, end)
+    slots = Slots(max_parallel)
     futures: dict[str, PrefectFuture[Any]] = {}
+    elsewhere = isinstance(stages, WorkerStages)
 
     def submit(name: str) -> None:
         upstream = [futures[other] for other in graph[name].upstream if other in futures]
         named = run_stage.with_options(name=name, task_run_name=name)
-        futures[name] = named.submit(
-            name,
-            processes,
-            slots,
-            threads_of(root, name),
-            len(descendants(graph, name)),
-            (already or {}).get(name),
-            wait_for=upstream,
-        )
+        threads = threads_of(root, name)
+        if elsewhere:
+            # The stage's own run tries again. One that waits for a GPU, whose queue has a limit, takes no core meanwhile.
+            named = named.with_options(retries=0)
+            threads = 0 if needs_gpu(root, name) else threads
+        priority = len(descendants(graph, name))
+        futures[name] = named.submit(name, stages, slots, threads, priority, already.get(name), wait_for=upstream)
 
     try:
-        for name in (name for name, node in graph.items() if node.always and not node.upstream):
+        for name in (name for name, node in graph.items() if node.always and not node.upstream and name in wanted):
             submit(name)
             futures[name].wait()
         if all(future.state.is_completed() for future in futures.values()):
-            for name in stages_to_run(graph, changed_stages(root)):
-                if name not in futures:
-                    submit(name)
+            stale = stages_to_run(graph, changed_stages(root))
+            due = [name for name in stale if name in wanted and name not in futures]
+            if elsewhere and any(not graph[name].always for name in due):
+                current_pipeline_run(root)  # opened before stages on two machines could each open one
+            for name in due:
+                submit(name)
         for future in futures.values():
             future.wait()
     except BaseException:  # a cancellation arrives here, in the main thread, as SystemExit or KeyboardInterrupt
-        processes.stop()
+        stages.stop()
         raise
-    rows = [_row(name, futures.get(name)) for name in graph]
+    rows = [_row(name, futures.get(name)) for name in graph if name in wanted]
     create_table_artifact(key="stages", table=rows, description="What each stage did in this run")
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:

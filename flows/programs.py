@@ -10,8 +10,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows.news import program
-from flows.pipeline import RETRIES, RETRY_DELAY_SECONDS, StageFailed, worth_retrying
 from flows.stage_process import StageProcesses
+from flows.stage_task import RETRIES, RETRY_DELAY_SECONDS, StageFailed, worth_retrying
 
 DRIFT_ALARM = "unmask.drift.alarm"
 

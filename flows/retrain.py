@@ -23,10 +23,11 @@ from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.dvc_graph import read_graph
 from flows.news import News, look
-from flows.pipeline import pipeline, run_stage
+from flows.pipeline import pipeline
 from flows.programs import run_program, show_decisions, show_drift
 from flows.slots import Slots, threads_of
 from flows.stage_process import StageProcesses
+from flows.stage_task import run_stage
 from flows.start import alone
 from tasks.promotion import decisions
 

@@ -1,5 +1,6 @@
 """Servers on this machine that end with whoever started them: Prefect's for one run, the pages for `make ui`."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HOST = "127.0.0.1"
-GUARD = Path(__file__).with_name("guard.py")
-READY_SECONDS = 240  # some seconds on an idle machine; a first start also makes the database
+GUARD, KEEPER = Path(__file__).with_name("guard.py"), Path(__file__).with_name("keeper.py")
+SERVICES = Path(".work/services")
+READY_SECONDS = 600  # some seconds on an idle machine; a first start also makes the database
 
 
 @contextmanager
@@ -21,8 +23,9 @@ def prefect_server(root: Path) -> Iterator[str]:
 
     Prefect's own temporary server would outlive a killed run, and hear a Ctrl-C before the run can report its end to it.
     """
-    named = os.environ.get("PREFECT_API_URL")
+    named = os.environ.get("PREFECT_API_URL") or running(root).get("PREFECT_API_URL")
     if named:
+        os.environ["PREFECT_API_URL"] = named
         yield named
         return
     port = free_port(0)
@@ -40,6 +43,23 @@ def prefect_server(root: Path) -> Iterator[str]:
         os.environ.pop("PREFECT_API_URL", None)
         process.terminate()
         process.wait()
+
+
+def running(root: Path) -> dict[str, str]:
+    """Addresses of the servers that `make up` keeps running here, by the variable that names each to its clients."""
+    found = {}
+    for variable, name in (("PREFECT_API_URL", "prefect"), ("MLFLOW_TRACKING_URI", "mlflow")):
+        file = root / SERVICES / f"{name}.json"
+        state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if state and is_kept(state["pid"], root / SERVICES / f"{name}.log"):
+            found[variable] = state["address"]
+    return found
+
+
+def is_kept(process: int, log: Path) -> bool:
+    """True when the process is the keeper (flows/keeper.py) that writes this log, and not another with a used number."""
+    done = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return f"{KEEPER} {log} " in done.stdout
 
 
 def free_port(preferred: int) -> int:

@@ -1,9 +1,12 @@
-"""Shares the cores among stages: a stage takes as many slots as it uses threads, those that more stages wait for first.
+"""Shares cores and the GPU among stages: a stage takes as many slots as it uses threads, those that more stages wait for first.
 
 Counting stages instead of threads let a two-thread training run beside an evaluation on two cores; OpenMP's threads then wait
 for each other in turn and a step took twenty times as long (docs/log.md).
 """
 
+import fcntl
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +46,28 @@ class Slots:
             with self._changed:
                 self.free += number
                 self._changed.notify_all()
+
+
+@contextmanager
+def the_gpu(stopped: threading.Event) -> Iterator[None]:
+    """Holds this machine's GPU while the body runs, whoever else wants it: `make run`, a retrain, a worker of any clone.
+
+    The system lets go of it however the holder ends. Waiting ends early when `stopped` is set.
+    """
+    with Path(tempfile.gettempdir(), f"unmask-gpu-{os.getuid()}.lock").open("w") as stream:
+        while not stopped.is_set():
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                stopped.wait(0.2)
+        yield
+
+
+def needs_gpu(root: Path, stage: str) -> bool:
+    """True for the stages that params.yaml lists as `gpu_stages`: one of them runs at a time, on workers of queue `gpu`."""
+    names = load_params(root / "params.yaml").get("gpu_stages") or []
+    return stage in names or stage.split("@")[0] in names
 
 
 def threads_of(root: Path, stage: str) -> int:

@@ -8,8 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from flows.slots import needs_gpu, the_gpu
 
 GUARD = Path(__file__).with_name("guard.py")
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")  # the flag stands before the command, or DVC refuses it
@@ -42,15 +45,21 @@ class Outcome:
 class StageProcesses:
     """Starts stages and, when told to stop, ends all of them and starts no more."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, options: tuple[str, ...] = ()):
+        self.root, self.options = root, options  # options of `dvc repro`
+        self.environment: dict[str, str] = {}
         self.stopped = threading.Event()
         self._live: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
 
     def run(self, stage: str, on_line: Callable[[str], None]) -> Outcome:
         """Runs a stage to its end, handing over each line it prints."""
-        return self.run_command([*DVC, "repro", "--single-item", stage], on_line)
+        with the_gpu(self.stopped) if needs_gpu(self.root, stage) else nullcontext():
+            return self.dvc(["repro", "--single-item", *self.options, stage], on_line)
+
+    def dvc(self, command: Sequence[str], on_line: Callable[[str], None]) -> Outcome:
+        """The same for any DVC command."""
+        return self.run_command([*DVC, *command], on_line)
 
     def run_command(self, command: Sequence[str], on_line: Callable[[str], None]) -> Outcome:
         """The same for any command."""
@@ -61,7 +70,7 @@ class StageProcesses:
             process = subprocess.Popen(
                 [sys.executable, "-S", "-E", str(GUARD), *command],
                 cwd=self.root,
-                env=_environment(),
+                env=environment() | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -111,7 +120,7 @@ def _lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
         yield text
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """`python` in dvc.yaml is to be the Python that runs this, whether or not its environment is activated."""
     return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.dvc_graph import Node, changed_stages, read_graph, recorded_outs
-from flows.server import prefect_server
+from flows.server import prefect_server, running
 from flows.stage_process import StageProcesses
 from tasks.environment import quiet
 
@@ -46,8 +46,10 @@ def main() -> int:
 
 
 def prepare(root: Path) -> None:
-    """Sets what Prefect reads while it is imported: its home inside the checkout, quiet, patient."""
+    """Sets what Prefect reads while it is imported: its home inside the checkout, quiet, patient, the servers of `make up`."""
     quiet()
+    for name, value in running(root).items():
+        os.environ.setdefault(name, value)
     for name, value in {
         "PREFECT_HOME": str(root / ".prefect"),
         "PREFECT_LOGGING_LEVEL": "WARNING",

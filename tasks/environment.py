@@ -9,6 +9,8 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # the UI's job runners take 2 GB and serve features that are not used here
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a store that is away must not hold up training: records wait on disk
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GX_ANALYTICS_ENABLED": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DVC_NO_ANALYTICS": "1",

@@ -57,7 +57,8 @@ def check_sections(params: Mapping[str, Any], pipeline: Path) -> None:
     )
     read = (name for stage in stages.values() for name in stage.get("do", stage).get("params", []))
     if stages:
-        known = {"preset", "seed", "threads", "plan", *OPERATIONS, *stages, *(name.partition(".")[0] for name in read)}
+        own = {"preset", "plan", "seed", "threads", "gpu_stages", *OPERATIONS}
+        known = own | {*stages, *(name.partition(".")[0] for name in read)}
         _refuse_unknown("params.yaml", "section", params, known)
 
 

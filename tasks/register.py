@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model.training.pipeline_run import close_pipeline_run, current_pipeline_run
-from model.training.tracking import EXPERIMENT, open_store, tracking_uri
+from model.training.tracking import EXPERIMENT, log_lineage, open_store, tracking_uri
 from tasks.fingerprint import fingerprints
 from tasks.parameters import check_keys
 from tasks.promotion import champions, decisions
@@ -66,6 +66,8 @@ def register(stage: Stage) -> None:
             f"register: {candidate.name} version {version} {'registered' if is_new else 'is there already'}", flush=True
         )
         stage.tracker.set_tags({f"registered.{candidate.name}": version})
+    if fresh:
+        log_lineage(stage.tracker, stage.root)
     for name, version in versions.items():
         if name in fresh:
             tag_version(client, name, version, relatives(client, name, versions))

@@ -4,6 +4,7 @@ Every tasks/X.py ends with `if __name__ == "__main__": run_stage(main, "X")` and
 """
 
 import argparse
+import errno
 import hashlib
 import os
 import shutil
@@ -105,6 +106,9 @@ def exit_code_of(run: Callable[[], None], name: str) -> int:
         print(f"{name}{which}: {error}\n({where})", file=sys.stderr, flush=True)
         return BAD_INPUT
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            print(f"{name}: {error.strerror}", file=sys.stderr, flush=True)
+            return TEMPORARY
         traceback.print_exc()
         person_can_mend = isinstance(
             error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError

@@ -121,12 +121,16 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
-    """A copy of every file of this repository that git tracks or would track, with one commit."""
+    return copy_of_this_repository(tmp_path)
+
+
+def copy_of_this_repository(folder: Path) -> Checkout:
+    """A copy of every file of this repository that git tracks or would track, with one commit, in folder/checkout."""
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    root = tmp_path / "checkout"
+    root = folder / "checkout"
     for name in filter(None, listing.split("\0")):
         if (ROOT / name).is_file() and name != "dvc.lock":
             (root / name).parent.mkdir(parents=True, exist_ok=True)

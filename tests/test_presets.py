@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from model.benchmarks.settings import EvaluateConfig
 from model.curricula import RECIPE_KEYS
@@ -11,7 +12,7 @@ from model.samplers.decode import make_policy
 from model.training.config import TrainingConfig
 from model.training.optimizer import learning_rate_factor
 from tasks.contradictions import check_recipe
-from tasks.parameters import load_params
+from tasks.parameters import check_sections, load_params
 from tasks.promotion.settings import RetrainOptions
 from tasks.serving.settings import ServeConfig
 
@@ -31,6 +32,7 @@ METHOD_KEYS = {
 def test_a_preset_is_accepted_by_every_stage_that_reads_it(preset):
     params = load_params(preset)
     assert params["preset"] == preset.stem
+    check_sections(params, preset.parents[1] / "dvc.yaml")
     block = params["tokenize"]["block_tokens"]
     assert params["convert_to_diffusion"]["block_tokens"] == block, "training and decoding use one grid"
     NetworkConfig.from_dict({"vocabulary_size": params["tokenize"]["vocabulary_size"], **params["network"]})
@@ -44,3 +46,9 @@ def test_a_preset_is_accepted_by_every_stage_that_reads_it(preset):
     RetrainOptions.from_section(params["retrain"])
     longest = params["network"]["maximum_positions"]
     assert params["tokenize"]["row_tokens"] <= longest
+
+
+def test_every_preset_has_a_deployment_that_runs_it():
+    declared = yaml.safe_load((PRESETS[0].parents[1] / "prefect.yaml").read_text())["deployments"]
+    runs = {each["name"]: each["parameters"] for each in declared if each["entrypoint"] == "flows/pipeline.py:pipeline"}
+    assert runs == {preset.stem: {"preset": preset.stem} for preset in PRESETS}

@@ -4,6 +4,7 @@ What a step draws comes from a generator seeded by (seed, step, slice), so that 
 step number only, and continues bit for bit.
 """
 
+import errno
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -288,7 +290,25 @@ class Trainer:
         bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
 
     def _save(self) -> None:
-        """One atomic rename publishes the new resume point; the one before it is removed afterwards."""
+        """A new resume point; OSError that says what is left where it could not be written."""
+        try:
+            self._write_resume_point()
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # each writer underneath has its own word for a full disk
+            shutil.rmtree(self.work / "writing", ignore_errors=True)
+            before = [point.name for point in _resume_points(self.work)]
+            free = shutil.disk_usage(self.work).free / 2**20
+            raise OSError(
+                errno.ENOSPC,
+                f"{self.name}: the checkpoint of step {self.progress.step} could not be written ({error}); {free:.0f} MB are "
+                f"free. Make room and start again: it goes on from {before[-1] if before else 'the beginning'} in {self.work}",
+            ) from error
+
+    def _write_resume_point(self) -> None:
+        """One atomic rename publishes it; the one before it is removed afterwards."""
         target = self.work / f"step-{self.progress.step:08d}"
         temporary = self.work / "writing"
         if self.accelerator.is_main_process:

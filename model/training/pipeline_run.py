@@ -7,12 +7,12 @@ meanwhile attach themselves; the last one links the earlier runs of stages that 
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from model.training.tracking import KEY_TAG, locked, open_store, run_status
+from model.training.tracking import KEY_TAG, Unreachable, locked, open_store, reaching, run_status
 
 PARENT_NAME = "pipeline"
 STAGE_TAG = "stage."
@@ -26,23 +26,30 @@ def announce_pipeline_run(root: Path, tags: dict[str, str]) -> None:
 
 
 def current_pipeline_run(root: Path) -> str | None:
-    """The id of the parent that is under way, opened now if it was only announced; None without MLflow or a parent."""
+    """The id of the parent that is under way, opened now if it was only announced; None without MLflow or a parent, or when
+    neither is known because the store is away."""
     if find_spec("mlflow") is None:
         return None
-    with _note(root) as note:
-        content = note.read()
-        if "tags" in content:
-            content = {"run": _open(root, content["tags"], content["earlier"])}
-            note.write(content)
-    run = content.get("run")
-    return run if run and run_status(root, run) not in (None, "FINISHED") else None
+    run = None
+    try:
+        with _note(root) as note:
+            content = note.read()
+            run = content.get("run")
+            if "tags" in content:
+                content = {"run": _open(root, content["tags"], content["earlier"])}
+                note.write(content)
+        run = content.get("run")
+        return run if run and run_status(root, run) not in (None, "FINISHED") else None
+    except Unreachable:
+        return run
 
 
 def end_pipeline_run(root: Path, status: str) -> None:
     """Marks the parent; a stage that is run again later takes it up where it was left."""
     run = current_pipeline_run(root)
     if run:
-        open_store(root)[0].set_terminated(run, status)
+        with suppress(Unreachable), reaching():  # nothing hangs on it
+            open_store(root)[0].set_terminated(run, status)
 
 
 def close_pipeline_run(root: Path, keys: dict[str, str], files: list[Path]) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """Cores are shared by threads, not by stages."""
 
+import tempfile
 import threading
 import time
 from pathlib import Path
 
-from flows.slots import Slots, threads_of
+from flows.slots import Slots, needs_gpu, the_gpu, threads_of
 
 
 def test_stages_never_use_more_threads_than_there_are_and_keep_their_order():
@@ -57,3 +58,28 @@ def test_the_stage_that_most_others_wait_for_goes_first_even_when_a_narrower_one
     for one in running:
         one.join(10)
     assert order[:2] == ["evaluate", "tune"] and set(order[2:]) == {"distill", "control"}
+
+
+def test_one_stage_at_a_time_has_the_gpu_and_a_stopped_one_waits_no_longer(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "params.yaml").write_text("gpu_stages: [evaluate, train]\n")
+    assert [needs_gpu(tmp_path, name) for name in ("evaluate@a", "train", "report")] == [True, True, False]
+    stopped, order = threading.Event(), []
+
+    def stage() -> None:
+        with the_gpu(stopped):
+            order.append("second")
+
+    with the_gpu(threading.Event()):
+        other = threading.Thread(target=stage)
+        other.start()
+        time.sleep(0.3)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
+    with the_gpu(threading.Event()):
+        other = threading.Thread(target=stage)
+        other.start()
+        stopped.set()
+        other.join(10)
+    assert not other.is_alive()

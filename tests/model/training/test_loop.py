@@ -45,6 +45,33 @@ def test_a_killed_run_goes_on_to_bit_identical_weights_and_curve(tmp_path, data)
     assert (work / "fingerprint").read_text() == (whole / "fingerprint").read_text()
 
 
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, data):
+    """The limit on file sizes stands in for the full disk: the system refuses the same call, with another number."""
+    work = tmp_path / "full"
+    code = (
+        f"import resource, sys; sys.path[:0] = [{str(Path(PROGRAM).parent)!r}]\n"
+        "from training_example import *\n"
+        "run = trainer(Path(sys.argv[1]), Path(sys.argv[2]), steps=30)\n"
+        "step = run._step\n"
+        "def limited(batch):\n"
+        "    if run.progress.step == 9:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
+        "    return step(batch)\n"
+        "run._step = limited\n"
+        "run.run()"
+    )
+    arguments = [sys.executable, "-c", code, str(work), str(data)]
+    failed = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True)
+    assert failed.returncode
+    assert "checkpoint of step 10 could not be written" in failed.stderr
+    assert "it goes on from step-00000005" in failed.stderr
+    assert [point.name for point in work.iterdir()] == ["step-00000005"]
+    run, whole = trainer(work, data, steps=30), trainer(tmp_path / "whole", data, steps=30)
+    run.run()
+    whole.run()
+    assert fingerprint(run) == fingerprint(whole)
+
+
 def test_the_same_seed_gives_the_same_weights_and_learns(tmp_path, data):
     runs = [trainer(tmp_path / name, data, steps=60) for name in ("a", "b")]
     for run in runs:

@@ -1,5 +1,6 @@
 """Runs are continued, not doubled; a store that is away delays points and loses none."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,11 @@ def history(root: Path, run: str, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in open_store(root)[0].get_metric_history(run, metric)]
 
 
+def kill(tracker: MlflowTracker) -> None:
+    """As the end of its process: nothing is closed, and the system lets go of its files."""
+    tracker._spool._stream.close()
+
+
 def runs_with_key(root: Path, key: str) -> list[Any]:
     client, experiment = open_store(root)
     return client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'")
@@ -45,7 +51,8 @@ def test_a_run_that_was_killed_goes_on_and_no_point_is_doubled(store: Path) -> N
     first.log_params({"steps": 8, "nested": {"rate": 0.1}})
     for step in range(5):
         first.log_metrics({"train/loss": 1.0 / (step + 1)}, step)
-    first.flush()  # and then the process is killed: nothing is closed
+    first.flush()
+    kill(first)
     second = MlflowTracker(store, RunIdentity("train", "killed"))
     second.log_params({"steps": 8, "nested": {"rate": 0.1}})
     for step in range(3, 8):  # training went back to its last checkpoint
@@ -60,6 +67,7 @@ def test_a_finished_run_and_another_key_are_left_alone(store: Path) -> None:
     finished = MlflowTracker(store, RunIdentity("train", "done"))
     finished.close()
     open_one = MlflowTracker(store, RunIdentity("train", "open"))
+    kill(open_one)
     assert len({finished.run, open_one.run, MlflowTracker(store, RunIdentity("train", "done")).run}) == 3
     assert MlflowTracker(store, RunIdentity("train", "open")).run == open_one.run
     assert MlflowTracker(store, RunIdentity("other", "open")).run != open_one.run
@@ -79,6 +87,62 @@ def test_points_wait_while_the_store_is_away(store: Path, monkeypatch: pytest.Mo
     assert history(store, tracker.run, "train/loss") == []
     tracker.close()
     assert history(store, tracker.run, "train/loss") == [(step, float(step)) for step in range(4)]
+
+
+def test_what_the_store_did_not_take_before_a_kill_arrives_later_and_once(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store goes away, takes a part of a batch without saying so, and the process is killed: the next stage delivers."""
+    identity = RunIdentity("train", "spooled")
+    first = MlflowTracker(store, identity)
+    first.log_metrics({"train/loss": 0.0}, 0)
+    first.flush()
+    send = first.client.log_batch
+
+    def time_out(run: str, metrics: Any = (), **named: Any) -> None:
+        send(run, metrics=metrics[:2], **named)
+        raise ConnectionError("the answer was lost")
+
+    with monkeypatch.context() as away:
+        away.setattr(first.client, "log_batch", time_out)
+        for step in range(1, 6):
+            first.log_metrics({"train/loss": float(step)}, step)
+        first._next_try = 0.0
+        first.flush()
+    kill(first)
+    assert history(store, first._spool.run, "train/loss") == [(step, float(step)) for step in range(3)]
+    open_tracker(store, RunIdentity("next", "stage")).close()
+    (run,) = runs_with_key(store, "spooled")
+    assert history(store, run.info.run_id, "train/loss") == [(step, float(step)) for step in range(6)]
+
+
+def test_a_stage_that_begins_and_ends_while_the_store_is_away_is_recorded_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("model.training.tracking.time.sleep", lambda seconds: None)
+    (tmp_path / "curve.csv").write_text("step,loss")
+    tracker = open_tracker(tmp_path, RunIdentity("train", "offline"))
+    assert "cannot be reached" in tracker.location
+    tracker.log_params({"steps": 3})
+    for step in range(3):
+        tracker.log_metrics({"train/loss": float(step)}, step)
+    tracker.log_artifact(tmp_path / "curve.csv")
+    (tmp_path / "curve.csv").unlink()  # the work folder goes away with the stage
+    tracker.close()
+    with pytest.raises(OSError):
+        _ = tracker.run
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    open_tracker(tmp_path, RunIdentity("next", "stage")).close()
+    (run,) = runs_with_key(tmp_path, "offline")
+    assert history(tmp_path, run.info.run_id, "train/loss") == [(step, float(step)) for step in range(3)]
+    assert (run.data.params, run.info.status) == ({"steps": "3"}, "FINISHED")
+    assert (tmp_path / "mlruns/artifacts" / run.info.run_id / "artifacts/curve.csv").read_text() == "step,loss"
+    assert not list((tmp_path / ".work/tracking").rglob("*.jsonl"))
 
 
 def test_a_crash_is_recorded_and_what_was_logged_before_it_is_there(store: Path) -> None:
