@@ -9,7 +9,8 @@
 
 Who answers is written MODEL@POLICY+GUESSES, each part optional. MODEL is a checkpoint folder, a name under data/models, or
 `registered` (the registry's champion). POLICY is a decoding policy with its settings (hybrid,threshold=0.95,steps=8); a causal
-model writes from left to right whatever the policy. GUESSES make decoding speculative: stale, draft or both, with a depth.
+model writes from left to right whatever the policy. GUESSES make decoding speculative: stale, draft or both,
+with a depth (draft:4) or draft:auto, which follows the measured acceptance.
 
 Ctrl-C ends an answer; Ctrl-D or /quit ends the chat, /new begins another conversation.
 """

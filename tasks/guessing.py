@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.checkpoints.store import Checkpoint
-from model.samplers.guesses import BothGuesser, DraftGuesser, Guesser, StaleGuesser
+from model.samplers.guesses import AdaptiveDepth, BothGuesser, DraftGuesser, Guesser, StaleGuesser
 from tasks.parameters import check_keys
 
 SOURCES = ("draft", "stale", "both")
@@ -14,7 +14,11 @@ DRAFT = "distill_draft"  # the stage whose checkpoint drafts
 
 @dataclass(frozen=True)
 class SpeculateConfig:
-    """Section `speculate`. `width`: candidates per level; above 1 they are nested prefixes of the draft's confidence order."""
+    """Section `speculate`. `width`: candidates per level; above 1 they are nested prefixes of the draft's confidence order.
+
+    `adaptive_depth`, where given, is tried beside the fixed depths, up to the largest of them: what a draft forward and one more
+    candidate cost, as shares of a target forward ({draft_cost: 0.5, row_cost: 0.1}; from an earlier run's costs file).
+    """
 
     policies: dict[str, dict[str, Any]]
     sources: tuple[str, ...]
@@ -23,6 +27,7 @@ class SpeculateConfig:
     max_new_tokens: int
     batch_rows: int
     width: int = 1
+    adaptive_depth: Mapping[str, float] | None = None
     start_from: Mapping[str, str] | None = (
         None  # model -> folder or hub id of any family, instead of data/models/<model>
     )
@@ -40,17 +45,33 @@ class SpeculateConfig:
         if any(not isinstance(depth, int) or depth < 1 for depth in self.depths):
             raise ValueError(f"speculate.depths is {list(self.depths)}; each depth must be at least 1")
 
+        for name, value in (self.adaptive_depth or {}).items():
+            if name not in ("draft_cost", "row_cost") or not isinstance(value, int | float) or value < 0:
+                raise ValueError(
+                    f"speculate.adaptive_depth has {name}: {value!r}; it may hold draft_cost and row_cost, numbers from 0 on"
+                )
+
+    def depth(self, source: str, depth: int, adaptive: bool) -> int | AdaptiveDepth:
+        """What a guesser of `source` is given: the depth, or one that adapts up to it and has seen nothing yet."""
+        return adaptive_depth(source, depth, **self.adaptive_depth or {}) if adaptive else depth
+
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> "SpeculateConfig":
         """The configuration of a params section (`threads` is the stage's business)."""
-        check_keys(
-            "speculate", section, set(cls.__dataclass_fields__) - {"width", "start_from"}, ("width", "start_from")
-        )
+        optional = ("width", "adaptive_depth", "start_from")
+        check_keys("speculate", section, set(cls.__dataclass_fields__) - set(optional), optional)
         values = {name: value for name, value in section.items() if name != "threads"}
         return cls(**values | {name: tuple(values[name] or ()) for name in ("sources", "depths")})
 
 
-def make_guesser(source: str, depth: int, target: Checkpoint, draft: Checkpoint | None, width: int = 1) -> Guesser:
+def adaptive_depth(source: str, maximum: int, draft_cost: float = 0.5, row_cost: float = 0.1) -> AdaptiveDepth:
+    """A depth that follows the measured acceptance; the target's own logits cost no draft forward."""
+    return AdaptiveDepth(maximum, 0.0 if source == "stale" else draft_cost, row_cost)
+
+
+def make_guesser(
+    source: str, depth: int | AdaptiveDepth, target: Checkpoint, draft: Checkpoint | None, width: int = 1
+) -> Guesser:
     """The named source: the draft network, the target's own last logits, or those first and then the draft.
 
     ValueError for an unknown name, a depth or width below 1, and a draft that does not fit the target.

@@ -12,7 +12,7 @@ import copy
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,11 +41,12 @@ class Setting:
     policy: str
     source: str
     depth: int
+    adaptive: bool = False  # up to `depth`, as the acceptance so far suggests
 
     @property
     def label(self) -> str:
         """The name of its curves in MLflow; the depth is the step."""
-        return f"spec/{self.target}/{self.policy}/{self.source}"
+        return f"spec/{self.target}/{self.policy}/{self.source}{'_adaptive' if self.adaptive else ''}"
 
 
 class Decoding:
@@ -54,10 +55,14 @@ class Decoding:
     def __init__(self, models: dict[str, Checkpoint], prompts: list[list[int]], config: SpeculateConfig) -> None:
         self.models, self.prompts, self.config = models, prompts, config
 
-    def run(self, target: str, policy: str, source: str | None = None, depth: int = 1) -> tuple[list[Decoded], float]:
+    def run(
+        self, target: str, policy: str, source: str | None = None, depth: int = 1, adaptive: bool = False
+    ) -> tuple[list[Decoded], float]:
         """Answers and seconds, plain without a source."""
         config, model, draft = self.config, self.models[target], self.models[DRAFT]
-        guesser = make_guesser(source, depth, model, draft, config.width) if source else None
+        guesser = None
+        if source:
+            guesser = make_guesser(source, config.depth(source, depth, adaptive), model, draft, config.width)
         decoder = make_decoder(model.network, config.policies[policy], config.batch_rows, guesser=guesser)
         started = time.perf_counter()
         answers = decoder(self.prompts, config.max_new_tokens)
@@ -94,9 +99,8 @@ def speculate(stage: Stage) -> None:
             plain, plain_seconds = decoding.run(target, policy)
             stage.tracker.log_metrics({f"spec/{target}/{policy}/plain_seconds": plain_seconds})
             for source in config.sources:
-                for depth in sorted(config.depths):
-                    setting = Setting(target, policy, source, depth)
-                    found, seconds = decoding.run(target, policy, source, depth)
+                for setting in settings(target, policy, source, config):
+                    found, seconds = decoding.run(**vars(setting))
                     check_identical(decoding, setting, plain, found)
                     rows.append(compare(setting, plain, found, share))
                     fitted = [costs_of(one, rows[-1], max(config.depths)) for one in costs]
@@ -106,6 +110,12 @@ def speculate(stage: Stage) -> None:
     write_costs(stage, timed)
     figures = {"num_prompts": len(prompts), "max_new_tokens": config.max_new_tokens, "width": config.width}
     publish_metrics(stage, stage.name, figures | {"rows": rows})
+
+
+def settings(target: str, policy: str, source: str, config: SpeculateConfig) -> list[Setting]:
+    """Every fixed depth, and the one that adapts where it is asked for."""
+    fixed = [Setting(target, policy, source, depth) for depth in sorted(config.depths)]
+    return fixed + [replace(fixed[-1], adaptive=True)] * (config.adaptive_depth is not None)
 
 
 def benchmark_prompts(stage: Stage, target: Checkpoint, config: SpeculateConfig) -> list[list[int]]:
@@ -157,7 +167,7 @@ def check_identical(decoding: Decoding, setting: Setting, plain: list[Decoded], 
         return
     exact = decoding.doubled(changed)
     before, _ = exact.run(setting.target, setting.policy)
-    after, _ = exact.run(setting.target, setting.policy, setting.source, setting.depth)
+    after, _ = exact.run(**vars(setting))
     is_rounding = all(a.tokens == b.tokens for a, b in zip(before, after, strict=True))
     if is_rounding and next(decoding.models[setting.target].network.parameters()).is_cuda:
         return
@@ -184,6 +194,7 @@ def compare(setting: Setting, plain: list[Decoded], found: list[Decoded], draft_
         "wasted_forwards": total(found, "wasted_forwards"),
         "draft_forwards": total(found, "draft_forwards"),
         "rows_verified": total(found, "rows_verified"),
+        "mean_depth": round(total(found, "rows_verified") / after - 1, 4),
         "acceptance": {str(d): round(matched[d] / n, 4) for d, n in tried.items() if n},
         "match_probability": round(sum(matched.values()) / max(sum(tried.values()), 1), 4),
         "flop_speed_up": round(flop_speed_up(plain, found, draft_share), 4),
@@ -241,8 +252,9 @@ def summary(row: dict[str, Any], timed: dict[str, Any]) -> str:
         f"({model['recommended_speed_up']:.2f}x)"
         for model in timed["models"]
     )
+    depth = f"{'up to ' * row['adaptive']}{row['depth']}"
     return (
-        f"{row['target']} {row['policy']} {row['source']} depth {row['depth']}: identical {row['identical_fraction']:.1%}, "
+        f"{row['target']} {row['policy']} {row['source']} depth {depth}: identical {row['identical_fraction']:.1%}, "
         f"target forwards {row['plain_target_forwards']} -> {row['target_forwards']} ({row['forwards_ratio']:.2f}x fewer), "
         f"wall clock {timed['wall_clock']:.2f}x, matches {row['match_probability']:.0%}; {models}"
     )

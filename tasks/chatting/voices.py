@@ -2,7 +2,8 @@
 
 MODEL is a checkpoint folder, a name under data/models, or `registered` (the champion in the registry). POLICY is a policy's name
 with its settings: `one_token`, `threshold=0.9`, `hybrid,threshold=0.95,steps=8`. GUESSES make decoding speculative: `stale` (the
-model's own last logits), `draft` (data/models/distill_draft) or `both`, with a depth: `draft:4`.
+model's own last logits), `draft` (data/models/distill_draft) or `both`, with a depth: `draft:4`, or `draft:auto`, which follows the
+measured acceptance.
 """
 
 import inspect
@@ -18,12 +19,12 @@ from model.apps.registered import registered_checkpoint
 from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.registry import names, resolve
 from model.samplers.sampling import GREEDY, Sampling
-from tasks.guessing import DRAFT, SOURCES, make_guesser
+from tasks.guessing import DRAFT, SOURCES, adaptive_depth, make_guesser
 
 MODELS = Path("data/models")
 FINE_TUNED, REGISTERED, REGISTERED_NAME, ALIAS = "finetune_diffusion", "registered", "unmask-target", "champion"
 COUNTED = {"one_token": (), "tokens_per_step": ("tokens",)}  # policies that `make_policy` knows beside the registry's
-DEPTH = 4
+DEPTH, AUTO, DEEPEST = 4, "auto", 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Description:
     model: str | None
     policy: dict[str, Any] | None
     source: str | None
-    depth: int = DEPTH
+    depth: int | str = DEPTH  # or AUTO
 
 
 def describe(text: str) -> Description:
@@ -96,13 +97,15 @@ def parse_policy(text: str) -> dict[str, Any]:
     return {"name": name} | settings
 
 
-def parse_guesses(text: str, whole: str) -> tuple[str, int]:
+def parse_guesses(text: str, whole: str) -> tuple[str, int | str]:
     """`draft:4` as source and depth."""
     source, _, depth = text.partition(":")
     if source not in SOURCES:
         raise ValueError(f"guesses {source!r} in {whole!r} must be one of {', '.join(SOURCES)}")
+    if depth == AUTO:
+        return source, AUTO
     if depth and not depth.isdecimal():
-        raise ValueError(f"the depth {depth!r} in {whole!r} must be a whole number of at least 1")
+        raise ValueError(f"the depth {depth!r} in {whole!r} must be a whole number of at least 1, or {AUTO}")
     return source, int(depth) if depth else DEPTH
 
 
@@ -141,7 +144,8 @@ def open_voices(texts: list[str], sampling: Sampling = GREEDY, precision: str = 
             raise ValueError(f"{text!r}: a causal model writes from left to right, so there is nothing to guess for it")
         if wanted.source:
             draft = None if wanted.source == "stale" else load(folder_of(DRAFT))
-            guesser = make_guesser(wanted.source, wanted.depth, target, draft)
+            depth = adaptive_depth(wanted.source, DEEPEST) if wanted.depth == AUTO else wanted.depth
+            guesser = make_guesser(wanted.source, depth, target, draft)
         assistant = Assistant(target, wanted.policy, guesser, sampling)
         voices.append(Voice(title(target.folder.name, wanted, assistant.is_causal), assistant))
     return voices

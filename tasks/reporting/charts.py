@@ -80,13 +80,17 @@ def speculation_charts(figures: dict[str, Any]) -> list[tuple[str, str, list[Ser
     charts = []
     for policy in dict.fromkeys(row["policy"] for row in rows):
         saved, right = [], []
-        settings = dict.fromkeys((row["target"], row["source"]) for row in rows if row["policy"] == policy)
-        for number_of, (target, source) in enumerate(settings):
-            own = [row for row in rows if (row["policy"], row["target"], row["source"]) == (policy, target, source)]
+        by_line: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["policy"] == policy:
+                source = row["source"] + ", adaptive depth" * row.get("adaptive", False)
+                by_line.setdefault((row["target"], source), []).append(row)
+        for number_of, ((target, source), own) in enumerate(by_line.items()):
             title, colour = f"{TITLES.get(target, target)}, {source}", f"c{number_of % 6}"
+            depths = [row["mean_depth"] if row.get("adaptive") else row["depth"] for row in own]
             marks = [
-                Mark(row["depth"], row["forwards_ratio"], f"depth {row['depth']}: {row['forwards_ratio']:.2f}x")
-                for row in own
+                Mark(depth, row["forwards_ratio"], f"depth {depth}: {row['forwards_ratio']:.2f}x")
+                for depth, row in zip(depths, own, strict=True)
             ]
             saved.append(Series(title, colour, [Mark(0, 1.0, "without guesses"), *marks]))
             deepest = max(own, key=lambda row: row["depth"])["acceptance"]

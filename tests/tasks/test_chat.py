@@ -225,6 +225,7 @@ def test_an_edited_token_carries_what_it_was_before(here: Path, tmp_path: Path) 
         ("a/b@hybrid,threshold=0.9,steps=4", ("a/b", {"name": "hybrid", "threshold": 0.9, "steps": 4}, None, 4)),
         ("m@tokens_per_step=8+draft:2", ("m", {"name": "tokens_per_step", "tokens": 8}, "draft", 2)),
         ("+stale", (None, None, "stale", 4)),
+        ("m+draft:auto", ("m", None, "draft", "auto")),
     ],
 )
 def test_a_voice_is_model_policy_and_guesses(here: Path, text: str, expected: tuple) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from model.benchmarks.settings import EvaluateConfig, operating_points
 from model.benchmarks.subject import match_confidence
-from model.checkpoints.store import save_checkpoint
+from model.checkpoints.store import export_checkpoint, load_checkpoint, save_checkpoint
 from model.corpora import toy_world
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
@@ -103,6 +103,18 @@ def test_a_diffusion_model_gets_its_points_on_both_splits_and_the_same_bytes_aga
     assert {"eval/score", "eval/tpf", "eval/people/accuracy", "eval/coding/score", "eval/sweep/tpf"} <= set(logged)
     assert [step for step, metrics in stage.tracker.metrics if "eval/sweep/score" in metrics] == [0, 1, 2, 3]
     assert [name for _, name in stage.tracker.figures] == ["plots/score_against_tpf.png"]
+
+
+def test_a_model_from_a_foreign_layout_is_evaluated_as_the_pipelines_own(root, monkeypatch, tmp_path):
+    own = load_checkpoint(root / "data/models/finetune_diffusion")
+    export_checkpoint(tmp_path / "theirs", own.network, own.config, "qwen3", own.folder)
+    _, wanted, samples = run(root, "finetune_diffusion", monkeypatch)
+    section = SECTION | {"start_from": {"theirs": str(tmp_path / "theirs")}}
+    _, found, theirs = run(root, "theirs", monkeypatch, section)  # data/models has nothing of this name
+    assert found == wanted | {"instance": "theirs"}
+    assert theirs == samples
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        run(root, "theirs", monkeypatch, SECTION | {"start_from": {"theirs": "nowhere/at/all"}}, "nowhere")
 
 
 def test_an_autoregressive_model_has_one_point_of_one_token_per_forward(root, monkeypatch):

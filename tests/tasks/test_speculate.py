@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.checkpoints.derive import layer_subset
-from model.checkpoints.store import save_checkpoint
+from model.checkpoints.store import export_checkpoint, load_checkpoint, save_checkpoint
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.text.tokenizer import add_mask_token, load_tokenizer, train_tokenizer
@@ -135,6 +135,36 @@ def test_curves_over_depth_reach_the_tracker_and_times_stay_out_of_what_dvc_trac
     )
 
 
+def test_an_adaptive_depth_stays_below_the_largest_and_guesses_less_the_dearer_guesses_are(root: Path) -> None:
+    depths = {}
+    for cost in (0.0, 5.0):
+        stage = make_stage(root, sources=["stale"], depths=[3], adaptive_depth={"row_cost": cost}, max_new_tokens=40)
+        speculate(stage)
+        rows = json.loads((root / "data/metrics/speculate.json").read_text())["rows"]
+        assert [row["adaptive"] for row in rows] == [False, True] * 2
+        assert all(row["identical_fraction"] == 1.0 for row in rows)
+        assert set(stage.tracker.curves["spec/tune_cap/one_token/stale_adaptive/forwards_ratio"]) == {3}
+        depths[cost] = rows[-1]["mean_depth"]
+        assert depths[cost] <= rows[0]["mean_depth"] <= 3
+    assert depths[5.0] < 0.5 < depths[0.0]
+
+
+def test_models_from_a_foreign_layout_are_speculated_with_as_the_pipelines_own(
+    finished, root: Path, tmp_path: Path
+) -> None:
+    given = {}
+    for name in ("finetune_diffusion", "tune_cap", "distill_draft"):
+        own = load_checkpoint(root / "data/models" / name)
+        export_checkpoint(tmp_path / "theirs" / name, own.network, own.config, "qwen3", own.folder)
+        given[name] = (
+            f"theirs/{name}" if name == "tune_cap" else str(tmp_path / "theirs" / name)
+        )  # from the root, or absolute
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/raw").symlink_to(root / "data/raw")
+    speculate(make_stage(tmp_path, start_from=given))
+    assert json.loads((tmp_path / "data/metrics/speculate.json").read_text()) == finished.figures
+
+
 def test_the_recommended_depth_follows_from_what_forwards_cost_here(finished) -> None:
     assert len(finished.costs) == 12
     for one in finished.costs:
@@ -177,6 +207,8 @@ def test_a_changed_answer_fails_the_stage_and_says_whether_float64_agrees(root, 
         ({"depths": [0]}, "must be at least 1"),
         ({"widht": 2}, "widht.*width"),
         ({"width": 0}, "speculate.width is 0"),
+        ({"adaptive_depth": {"draft_price": 1}}, "draft_price.*draft_cost and row_cost"),
+        ({"start_from": {"teacher": "x"}}, "start_from names teacher"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(root: Path, changes: dict, words: str) -> None:
