@@ -2,8 +2,8 @@
 
 MODEL is a checkpoint folder, a name under data/models, or `registered` (the champion in the registry). POLICY is a policy's name
 with its settings: `one_token`, `threshold=0.9`, `hybrid,threshold=0.95,steps=8`. GUESSES make decoding speculative: `stale` (the
-model's own last logits), `draft` (data/models/distill_draft) or `both`, with a depth: `draft:4`, or `draft:auto`, which follows the
-measured acceptance.
+model's own last logits), `draft` (data/models/distill_draft) or `both`, with a depth: `draft:4`, or `draft:auto`, which follows
+the measured acceptance.
 """
 
 import inspect

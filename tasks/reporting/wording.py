@@ -67,7 +67,8 @@ def speculation_sentence(speculation: dict[str, Any]) -> str:
             best[row["policy"]] = row
     saved = "; ".join(
         f"{row['forwards_ratio']:.2f}x under {policy.replace('_', ' ')} "
-        f"({TITLES.get(row['target'], row['target'])}, {row['source']}, depth {'up to ' * row.get('adaptive', False)}{row['depth']})"
+        f"({TITLES.get(row['target'], row['target'])}, {row['source']}, "
+        f"depth {'up to ' * row.get('adaptive', False)}{row['depth']})"
         for policy, row in best.items()
     )
     return f"{share(identical)} of answers identical; fewer target forwards, at best: {saved}."
