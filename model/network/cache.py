@@ -80,6 +80,20 @@ class Placement:
         self.extent = extent
         self.bias = self._bias(packed[3:], dtype) if _sees_less(visible, extent) or not self.uniform else None
 
+    @classmethod
+    def of_equal_rows(
+        cls, cache: KeyValueCache, line: Int[Tensor, "8 tokens"], num_rows: int, extent: int
+    ) -> "Placement":
+        """Rows of equally many tokens in the first slots; `line` (rows, columns, offsets and the five bounds of Visible) is on
+        the device, and nothing here asks the device for a number."""
+        made = cls.__new__(cls)
+        made.num_rows, made.width, made.uniform, made.extent = num_rows, line.shape[1] // num_rows, True, extent
+        made.rows, made.columns, made.offsets = line[:3]
+        made.slots = slice(0, num_rows)
+        made.storage = cache.storage[:, :, made.slots]
+        made.bias = made._bias(line[3:], cache.storage.dtype)
+        return made
+
     def _bias(self, ranges: Int[Tensor, "5 tokens"], dtype: torch.dtype) -> Float[Tensor, "rows 1 width extent"]:
         """0 where a query may look and -inf elsewhere; places without a token see everything and are never read."""
         end, resume, stop, own, own_end = (bound[:, None] for bound in ranges)

@@ -159,10 +159,11 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, " tokens"],
         positions: Int[Tensor, " tokens"],
         placement: Placement,
-        asked: Int[Tensor, " asked"],
+        asked: Int[Tensor, " asked"] | None,
     ) -> Float[Tensor, "asked hidden"]:
-        """Normalised hidden states of the asked tokens of a flat line that reads, and writes, a cache."""
-        return self._run(tokens[None], positions[None], placement, None, asked)
+        """Normalised hidden states of the asked tokens (None: of all) of a flat line that reads, and writes, a cache."""
+        hidden = self._run(tokens[None], positions[None], placement, None, asked)
+        return hidden[0] if asked is None else hidden
 
     def _run(self, tokens, positions, allowed: Tensor | Placement | DocumentMasks, embedding_noise, asked) -> Tensor:
         x = self.embedding(tokens)

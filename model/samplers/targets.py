@@ -15,6 +15,7 @@ from model.network.masks import AttentionPattern
 from model.network.transformer import Transformer
 from model.samplers.rows import Grid, Rows, State
 from model.samplers.sampling import Asked, Proposer
+from model.samplers.static_steps import static_steps
 
 CACHES = ("none", "prefix", "dual")
 LOGITS_AT_ONCE, LOGITS_IN_CACHE = 2**25, 2**18  # a forward's logits are made, and looked at, so many at a time
@@ -193,6 +194,7 @@ class CachedSource(Source):
         spare = (capacity if self.to_the_end else self.block) * (candidates - 1)
         dtype = network.embedding.weight.dtype
         self.cache = KeyValueCache(network.config, num_slots * self.lanes, capacity + spare, self.device, dtype)
+        self.steps = static_steps(network, self.cache)
         self.stored = torch.zeros(num_slots, dtype=torch.long)  # columns that are final, or read for the current block
         self.fresh = torch.full((num_slots,), -1)  # bidirectional: the block whose first forward has been made
 
@@ -296,6 +298,10 @@ class CachedSource(Source):
             where = torch.cat([(half & (twin % 2 == lane)).nonzero()[:, 0] for lane in range(2)])
             row, position, column = twin, position.repeat(2)[order], column.repeat(2)[order]
             visible = Visible(*(bound.repeat(2)[order] for bound in vars(visible).values()))
+        if first == 0 and self.steps is not None:
+            hidden = self.steps(tokens, position, row, column, visible, count * self.lanes, extent)
+            if hidden is not None:
+                return hidden.index_select(0, where.to(self.device, non_blocking=True))
         placement = Placement(self.cache, row, column, visible, count * self.lanes, extent, first * self.lanes)
         tokens, position = torch.stack((tokens, position)).to(self.device, non_blocking=True)
         return self.network.forward_cached(tokens, position, placement, where.to(self.device, non_blocking=True))
