@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from model.network.cache import KeyValueCache
 from model.samplers import targets
 from model.samplers.block_loop import BlockDecoder
 from model.samplers.guesses import StaleGuesser
-from model.samplers.policies import FixedSteps, Threshold
+from model.samplers.policies import FixedSteps
 from model.samplers.sampling import Sampling
-from model.samplers.static_steps import StaticSteps
+from model.samplers.static_steps import StaticSteps, static_steps
 from model.samplers.token_editing import TokenEditing
 from tests.model.samplers.test_block_loop import network, prompts
 from tests.model.samplers.test_caches import same_to_rounding
@@ -44,9 +45,7 @@ def test_steps_of_one_shape_decode_the_same(case: str, monkeypatch: pytest.Monke
 
 def test_a_cpu_takes_shapes_as_they_come() -> None:
     net = network()
-    decoder = BlockDecoder(net, Threshold(0.2), 2)
-    batch = decoder._begin(prompts(2), 8, None)
-    assert batch.target.steps is None
+    assert static_steps(net, KeyValueCache(net.config, 2, 16)) is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
