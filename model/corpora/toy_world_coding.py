@@ -38,7 +38,7 @@ class Tracing(_Program):
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
         num_numbers, num_sums = {1: (2, 1), 2: (2, 2), 3: (2, 3), 4: (3, 4)}[level]
-        cap = {1: 12, 2: 25, 3: 40, 4: 99}[level]
+        cap = {1: 9, 2: 25, 3: 40, 4: 99}[level]
         statements: list = [rng.randint(1, 9) for _ in range(num_numbers)]
         unused = list(range(num_numbers))  # every line but the last ones is read by a later one
         for known in range(num_numbers, num_numbers + num_sums):

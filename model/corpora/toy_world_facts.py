@@ -16,7 +16,7 @@ NUM_JOBS = 5  # job k uses tool k
 NUM_DRINKS = 4
 LINKS = ("friend", "boss", "coach")
 ATTRIBUTES = ("home", "age", "pet", "job", "drink")
-LAST_KM = 18
+LAST_KM = 10
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def build_world(num_people: int, seed: int) -> World:
         towns_km=tuple(rng.sample(range(1, LAST_KM + 1), NUM_TOWNS)),
         food_price=tuple(rng.sample(range(2, 10), NUM_PETS)),
         tool_price=tuple(rng.sample(range(2, 10), NUM_JOBS)),
-        drink_price=tuple(rng.sample(range(2, 10), NUM_DRINKS)),
+        drink_price=tuple(rng.sample(range(2, 6), NUM_DRINKS)),
     )
 
 

@@ -16,7 +16,7 @@ class Story(Task):
     name, category = "story", "mathematics"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
-        start, most = rng.randint(2, 9), {1: 20, 2: 25, 3: 40, 4: 60}[level]
+        start, most = rng.randint(2, 9), {1: 9, 2: 25, 3: 40, 4: 60}[level]
         changes = tuple(rng.randint(2, 9) * rng.choice((1, -1)) for _ in range(level + 1))
         total = start
         for change in changes:
@@ -67,7 +67,7 @@ class Expression(Task):
     name, category = "expression", "mathematics"
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
-        cap = {1: 12, 2: 30, 3: 60, 4: 99}[level]
+        cap = {1: 9, 2: 30, 3: 60, 4: 99}[level]
         tree = self._row(rng) if level == 1 else self._grow(level + 1, rng)
         return tree if self._bounded(tree, cap) is not None else None
 
@@ -146,7 +146,7 @@ class Money(Task):
 
     def draw(self, world: World, level: int, rng: Random) -> tuple | None:
         num_kinds = {1: 1, 2: 2, 3: 3, 4: 3}[level]
-        most = {1: (5, 6), 2: (5, 6), 3: (6, 7), 4: (9, 9)}[level]
+        most = {1: (4, 5), 2: (5, 6), 3: (6, 7), 4: (9, 9)}[level]
         things = rng.sample(range(NUM_THING_NAMES), num_kinds)
         lines = tuple((rng.randint(2, most[0]), rng.randint(2, most[1]), thing) for thing in things)
         mode = rng.choice(("pays", "left"))
