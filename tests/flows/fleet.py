@@ -138,7 +138,7 @@ class Fleet:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
-    def wait_for_end(self, run: str, seconds: float = 600) -> dict[str, Any]:
+    def wait_for_end(self, run: str, seconds: float = 1800) -> dict[str, Any]:
         """The state in which a run ended."""
 
         def ended() -> Any:
@@ -148,7 +148,7 @@ class Fleet:
 
         return self.wait(ended, seconds)
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 600) -> Any:
+    def wait(self, condition: Callable[[], Any], seconds: float = 1800) -> Any:
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < deadline, "waited in vain\n" + self.logs()
