@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import pytest
 
@@ -31,6 +32,8 @@ from model.corpora.toy_world import (
     world_of,
 )
 from model.corpora.toy_world_tasks import LANGUAGES, Voice
+from model.text.tokenizer import train_tokenizer
+from tasks.parameters import load_params
 
 ROOT = Path(__file__).parents[3]
 ENGLISH, CHINESE = WorldConfig(), WorldConfig(language="zh")
@@ -296,3 +299,14 @@ def test_unknown_names_and_too_many_questions_are_refused():
         questions(ENGLISH, "people", "dev", 1)
     with pytest.raises(ValueError, match=r"only \d+ test questions at difficulty 1"):
         questions(WorldConfig(difficulty=1), "writing", "test", 200)
+
+
+def test_the_default_presets_answers_have_a_median_of_at_least_40_tokens(tmp_path):
+    params = load_params(ROOT / "presets/tiny.yaml")
+    config = WorldConfig(**params["toy_world"])
+    texts = [row["text"] for row in documents(config, 1500)]
+    texts += [turn["content"] for row in conversations(config, 1500) for turn in row["conversations"]]
+    tokenizer = train_tokenizer(iter(texts), params["tokenize"]["vocabulary_size"], tmp_path / "tokenizer")
+    answers = [row["answer"] for name in BENCHMARKS for row in questions(config, name, "test", 40)]
+    lengths = [len(tokenizer.encode(answer, add_special_tokens=False)) + 1 for answer in answers]
+    assert median(lengths) >= 40
