@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.training.logged_models import link_figures, log_models
 from model.training.pipeline_run import close_pipeline_run, current_pipeline_run
 from model.training.tracking import EXPERIMENT, log_lineage, open_store, tracking_uri
 from tasks.fingerprint import fingerprints
@@ -74,7 +75,10 @@ def register(stage: Stage) -> None:
         set_aliases(client, stage.root, name, version)
     champions.follow(client)
     earlier = {name: key for name, key in keys.items() if name != stage.name}
-    close_pipeline_run(stage.root, earlier, [stage.root / path for path in REPORT])
+    runs = close_pipeline_run(stage.root, earlier, [stage.root / path for path in REPORT])
+    log_models(stage.root, runs)
+    for name, version in versions.items():
+        link_version(client, name, version, runs)
 
 
 def candidates(root: Path) -> list[Candidate]:
@@ -164,6 +168,16 @@ def guesses(stage: Stage, target: str) -> dict[str, str]:
                 **{name: row[name] for name in ("source", "depth", "match_probability")},
             }
     return {SPECULATION_TAG: json.dumps(list(deepest.values()))} if deepest else {}
+
+
+def link_version(client: Any, name: str, version: str, runs: dict[str, str]) -> None:
+    """The version's MLflow model gets the figures of its training and evaluation, too."""
+    model = str(client.get_model_version(name, version).source).removeprefix("models:/")
+    stage = MODELS[name]
+    if model.startswith("m-"):
+        link_figures(
+            client, model, [runs[run] for run in (stage, f"{stage}@{stage}", f"evaluate@{stage}") if run in runs]
+        )
 
 
 def tag_version(client: Any, name: str, version: str, tags: dict[str, str]) -> None:

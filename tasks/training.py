@@ -185,6 +185,8 @@ def publish(stage: Stage, name: str, network: Transformer, tokenizer_folder: Pat
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(progress.curve)
+    stage.tracker.log_artifact(curve, "plots")
+    stage.tracker.log_figure(draw_curves(name, progress.curve), "plots/curves.png")
     stage.publish(curve, f"data/curves/{name}.csv")
     publish_metrics(
         stage,
@@ -197,6 +199,19 @@ def publish(stage: Stage, name: str, network: Transformer, tokenizer_folder: Pat
         },
     )
     stage.tracker.log_checkpoint(stage.root / f"data/models/{name}")
+
+
+def draw_curves(name: str, curve: list[dict[str, float]]) -> Any:
+    """Training loss and bits per byte on held-out text against the step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 2), ("train/loss", "val/bits_per_byte"), strict=True):
+        points = [(point["step"], point[key]) for point in curve if key in point]
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+        axes.set(xlabel="step", ylabel=key)
+    figure.suptitle(name)
+    return figure
 
 
 def last_values(progress: Progress) -> dict[str, float]:
