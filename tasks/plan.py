@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.environment import quiet
+from tasks.launch import DISTRIBUTIONS, processes_of
 from tasks.parameters import load_params
 
 BAD_INPUT = 2
 GIB = 2**30
-KEYS = {"stage", "family", "launch", "gpus", "gpu_memory_gib"}
+KEYS = {"stage", "family", "gpus", "gpu_memory_gib"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ def plan(params: dict[str, Any], gpus: int | None, root: Path) -> str:
     wanted = params.get("plan")
     if not isinstance(wanted, dict) or set(wanted) != KEYS:
         raise ValueError(
-            "the preset needs a line like plan: {stage: tune_cap, family: llada2_moe, launch: accelerate/fsdp2.yaml, gpus: 8, "
-            "gpu_memory_gib: 80}"
+            "the preset needs a line like plan: {stage: tune_cap, family: llada2_moe, gpus: 8, gpu_memory_gib: 80}"
         )
     stage, section = wanted["stage"], params[wanted["stage"]]
     config = NetworkConfig.from_dict(
@@ -79,22 +79,20 @@ def plan(params: dict[str, Any], gpus: int | None, root: Path) -> str:
         }
     )
     lines = [f"{params['preset']}, stage {stage}, starts from {section.get('start_from', 'the stage before')}"]
-    lines += [launched_by(stage, root / wanted["launch"], wanted["launch"], gpus or wanted["gpus"])]
+    lines += [launched_by(stage, section, gpus or wanted["gpus"])]
     lines += [check_against_family(config, wanted["family"])]
     lines += [*check_against_folder(config, section.get("start_from"), root)]
     return "\n".join([*lines, *describe_training(config, params, section, gpus or wanted["gpus"], wanted)])
 
 
-def launched_by(stage: str, file: Path, name: str, gpus: int) -> str:
-    """The command that trains on that many GPUs; ValueError without the launcher's file."""
-    import yaml
-
-    if not file.is_file():
-        raise ValueError(f"plan.launch {name} does not exist: accelerate/ddp.yaml and accelerate/fsdp2.yaml are there")
-    processes = yaml.safe_load(file.read_text(encoding="utf-8"))["num_processes"]
-    number = "" if processes == gpus else f" --num_processes {gpus}"
+def launched_by(stage: str, section: dict[str, Any], gpus: int) -> str:
+    """How the stage starts on that many GPUs; ValueError where its section says another number of processes."""
+    number = processes_of(section)
+    if number not in (1, gpus):
+        raise ValueError(f"{stage}.processes is {number} and the plan counts {gpus} GPUs: one process serves one GPU")
     instance = " --instance tune_cap" if stage == "tune_cap" else ""
-    return f"accelerate launch --config_file {name}{number} -m tasks.{stage}{instance}"
+    how = section.get("distribution", DISTRIBUTIONS[0])
+    return f"python -m tasks.{stage}{instance} ({stage}.processes: {gpus}, distribution: {how})"
 
 
 def _objective(family: str) -> str:

@@ -12,6 +12,7 @@ from model.samplers.decode import make_policy
 from model.training.config import TrainingConfig
 from model.training.optimizer import learning_rate_factor
 from tasks.contradictions import check_recipe
+from tasks.launch import KEYS as LAUNCH_KEYS
 from tasks.parameters import check_sections, load_params
 from tasks.promotion.settings import RetrainOptions
 from tasks.serving.settings import ServeConfig
@@ -37,7 +38,7 @@ def test_a_preset_is_accepted_by_every_stage_that_reads_it(preset):
     assert params["convert_to_diffusion"]["block_tokens"] == block, "training and decoding use one grid"
     NetworkConfig.from_dict({"vocabulary_size": params["tokenize"]["vocabulary_size"], **params["network"]})
     for stage, keys in METHOD_KEYS.items():
-        config = TrainingConfig.from_section(params[stage], (*keys, "threads", "start_from"))
+        config = TrainingConfig.from_section(params[stage], (*keys, *LAUNCH_KEYS, "threads", "start_from"))
         learning_rate_factor(config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction)
     check_recipe(params)
     EvaluateConfig.from_section(params["evaluate"])

@@ -30,7 +30,6 @@ def small(**changes) -> dict:
         "plan": {
             "stage": "tune_cap",
             "family": "llada2_moe",
-            "launch": "accelerate/fsdp2.yaml",
             "gpus": 2,
             "gpu_memory_gib": 80,
         },
@@ -70,14 +69,12 @@ def test_a_batch_that_the_gpus_cannot_share_is_refused(capsys: pytest.CaptureFix
     assert "needs a line like plan:" in capsys.readouterr().err
 
 
-def test_the_plan_names_the_launch_and_needs_its_file() -> None:
-    assert "accelerate launch --config_file accelerate/fsdp2.yaml --num_processes 2 -m tasks.tune_cap" in plan(
-        small(), None, ROOT
-    )
+def test_the_plan_names_the_launch_and_refuses_another_number_of_processes() -> None:
     params = small()
-    params["plan"]["launch"] = "accelerate/none.yaml"
-    with pytest.raises(ValueError, match=r"accelerate/none\.yaml does not exist"):
-        plan(params, None, ROOT)
+    params["tune_cap"] |= {"processes": 2, "distribution": "fsdp2"}
+    assert "tasks.tune_cap --instance tune_cap (tune_cap.processes: 2, distribution: fsdp2)" in plan(params, None, ROOT)
+    with pytest.raises(ValueError, match=r"tune_cap\.processes is 2 and the plan counts 4 GPUs"):
+        plan(params, 4, ROOT)
 
 
 def test_kept_activations_are_those_of_a_real_graph() -> None:
