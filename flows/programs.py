@@ -41,6 +41,11 @@ def show_drift(found: dict[str, Any]) -> None:
         emit_event(DRIFT_ALARM, resource={"prefect.resource.id": "unmask.data"}, payload={"alarm": sentence})
 
 
+def show_stop(reason: str) -> None:
+    """The same artifact for a retrain that came to no judgement."""
+    create_markdown_artifact(key="promotion", markdown=f"### Stopped, champions as they were\n- {reason}")
+
+
 def show_decisions(entries: list[dict[str, Any]]) -> str:
     """A markdown artifact with numbers and reasons; returns one line that says the same."""
     create_markdown_artifact(key="promotion", markdown="\n\n".join(map(_described, entries)) or "Nothing to judge.")

@@ -24,14 +24,14 @@ from prefect.states import Cancelled, Completed, Failed, State
 from flows.dvc_graph import read_graph
 from flows.news import News, look
 from flows.pipeline import pipeline
-from flows.programs import run_program, show_decisions, show_drift
+from flows.programs import run_program, show_decisions, show_drift, show_stop
 from flows.slots import Slots, threads_of
 from flows.stage_process import StageProcesses
 from flows.stage_task import run_stage
 from flows.start import alone
 from tasks.promotion import decisions
 
-LOOKED = ".work/retrain-looked"  # its time is that of the last look
+LOOKED = ".work/retrain-looked"  # the run that looked last, and, as the file's time, when
 GUARD_STAGE = "validate"  # what it refuses goes no further
 NOTHING_NEW = "nothing is new: no new data, every stage is up to date, every challenger has been judged"
 
@@ -45,7 +45,7 @@ def retrain(max_parallel: int = 2, found: dict[str, Any] | None = None) -> State
             held.enter_context(alone(root))
         except ValueError as error:
             return Cancelled(message=str(error))
-        if covered := _covered(root, flow_run.scheduled_start_time.timestamp()):
+        if covered := _covered(root, str(flow_run.id), flow_run.scheduled_start_time.timestamp()):
             return Completed(message=covered)
         processes = StageProcesses(root)
         try:
@@ -56,16 +56,17 @@ def retrain(max_parallel: int = 2, found: dict[str, Any] | None = None) -> State
             raise
 
 
-def _covered(root: Path, due: float) -> str:
+def _covered(root: Path, run: str, due: float) -> str:
     """Why a run that was due then need not look: a later one has looked already. Notes that this one looks, otherwise.
 
-    After a time without a server every missed tick comes late and at once; the first of them does the work of all.
+    After a time without a server every missed tick comes late and at once; the first of them does the work of all. A run that was
+    killed and begins again is not covered by itself.
     """
     note, now = root / LOOKED, time.time()
     looked = note.stat().st_mtime if note.is_file() else 0.0
-    if due <= looked <= now:  # a note from the future is a clock that was set back
+    if due <= looked <= now and note.read_text() != run:  # a note from the future is a clock that was set back
         return f"the retrain that looked at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(looked))} did this one's work"
-    note.touch()
+    note.write_text(run)
     return ""
 
 
@@ -81,17 +82,17 @@ def _retrain(root: Path, processes: StageProcesses, news: News, max_parallel: in
                 GUARD_STAGE, processes, Slots(max_parallel), threads_of(root, GUARD_STAGE), return_state=True
             )
             if not validated.is_completed():
-                return _stopped(root, f"{validated.message}; see data/reports/validation/index.html")
+                return _stopped(root, f"{_reason(validated)}; see data/reports/validation/index.html")
         drift = _named("drift")("drift", processes, return_state=True)
         if not drift.is_completed():
-            return _stopped(root, f"drift could not be measured: {drift.message}")
+            return _stopped(root, f"drift could not be measured: {_reason(drift)}")
         show_drift(drift.result())
         trained = pipeline(max_parallel=max_parallel, already=news.already, return_state=True)
         if not trained.is_completed():
             return _stopped(root, f"training: {trained.message}")
     judged = _named("promote")("promote", processes, return_state=True)
     if not judged.is_completed():
-        return _stopped(root, f"the challengers could not be judged: {judged.message}")
+        return _stopped(root, f"the challengers could not be judged: {_reason(judged)}")
     return Completed(message=show_decisions(judged.result()) or "no challenger was waiting")
 
 
@@ -99,10 +100,15 @@ def _named(name: str) -> Any:
     return run_program.with_options(name=name, task_run_name=name)
 
 
+def _reason(state: State[Any]) -> str:
+    error = state.result(raise_on_failure=False) if state.is_final() else None
+    return str(error) if isinstance(error, Exception) else str(state.message or state.name)
+
+
 def _stopped(root: Path, reason: str) -> State[Any]:
     """The end of a retrain that reached no judgement: on record, red on the page, champions as they were."""
     get_run_logger().error("stopped, champions as they were: %s", reason)
-    show_decisions([])
+    show_stop(reason)
     decisions.append(root, {"action": decisions.STOPPED, "reasons": [reason]})
     return Failed(message=f"stopped, champions as they were: {reason}")
 

@@ -10,9 +10,11 @@ import hashlib
 import json
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from model.apps.registered_files import has_files
 from model.training.logged_models import link_figures, log_models
 from model.training.pipeline_run import close_pipeline_run, current_pipeline_run
 from model.training.tracking import EXPERIMENT, log_lineage, open_store, tracking_uri
@@ -49,16 +51,16 @@ def register(stage: Stage) -> None:
     check_keys(stage.name, stage.section, ())
     client, _ = open_store(stage.root)
     keys = fingerprints(stage.root)
-    origin = data_origin(stage)
+    origin = cache(lambda: data_origin(stage))  # reads much, and is wanted for new versions only
     versions: dict[str, str] = {}
     fresh: set[str] = set()
     for candidate in candidates(stage.root):
-        version = find_version(client, candidate)
+        version = find_version(stage.root, client, candidate)
         is_new = version is None
         if version is None:
             version = log_version(stage, candidate)
             tags = lineage(stage, candidate, keys.get(candidate.stage, ""))
-            tag_version(client, candidate.name, version, tags | origin)
+            tag_version(client, candidate.name, version, tags | origin())
             fresh.add(candidate.name)
         tag_version(client, candidate.name, version, measurements(stage.root, candidate.stage))
         tag_version(client, candidate.name, version, guesses(stage, candidate.stage))
@@ -186,13 +188,12 @@ def tag_version(client: Any, name: str, version: str, tags: dict[str, str]) -> N
         client.set_model_version_tag(name, version, tag, value)
 
 
-def find_version(client: Any, candidate: Candidate) -> str | None:
+def find_version(root: Path, client: Any, candidate: Candidate) -> str | None:
     """The newest version with this checkpoint; one whose files are gone does not count."""
     known = client.search_model_versions(f"name = '{candidate.name}'")
     same = [each for each in known if each.tags.get("unmask.checkpoint") == candidate.checkpoint_hash]
     for each in sorted(same, key=lambda version: -int(version.version)):
-        folder = Path(client.get_model_version_download_uri(each.name, each.version).removeprefix("file://"))
-        if (folder / "MLmodel").is_file() and any(folder.rglob("*.safetensors")):
+        if has_files(root, client.get_model_version_download_uri(each.name, each.version)):
             return str(each.version)
     return None
 

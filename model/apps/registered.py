@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model.apps.registered_files import files_at
 from model.training.tracking import open_store
 
 
@@ -38,7 +39,7 @@ def registered_version(root: Path, name: str, *, alias: str = "", version: str =
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
         raise ValueError(f"the registry of {root} has no {wanted}: `make run` trains and registers one") from error
-    folder = Path(client.get_model_version_download_uri(name, found.version).removeprefix("file://"))
+    folder = files_at(root, client.get_model_version_download_uri(name, found.version))
     configs = sorted(folder.glob("artifacts/*/config.json"))
     if not configs:
         what = f"{wanted} is version {found.version}, whose" if alias else f"{wanted} is registered, but its"

@@ -97,12 +97,13 @@ def test_missed_ticks_do_the_work_of_one_and_the_schedule_goes_on(
 def test_a_tick_due_before_the_last_look_is_covered_unless_the_clock_was_set_back(tmp_path: Path) -> None:
     (tmp_path / ".work").mkdir()
     began = time.time() - 1
-    assert _covered(tmp_path, began) == ""  # the first looks
+    assert _covered(tmp_path, "first", began) == ""  # the first looks
     for late in (began, began - 86400):
-        assert "did this one's work" in _covered(tmp_path, late)
-    assert _covered(tmp_path, time.time() + 1) == ""
+        assert "did this one's work" in _covered(tmp_path, "late", late)
+    assert _covered(tmp_path, "first", began) == ""  # was killed and begins again
+    assert _covered(tmp_path, "next", time.time() + 1) == ""
     os.utime(tmp_path / LOOKED, (time.time() + 3600,) * 2)
-    assert _covered(tmp_path, began) == ""  # or nothing would look for an hour
+    assert _covered(tmp_path, "late", began) == ""  # or nothing would look for an hour
     assert (tmp_path / LOOKED).stat().st_mtime <= time.time()
 
 
