@@ -2,21 +2,26 @@
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from flows.start import alone
+from model.apps.registered import checkpoint_of_version
 from model.training.tracking import open_store
 from tasks.promotion import decisions
 from tasks.promotion.champions import aliases, version_of
 from tests.conftest import Checkout
+from tests.flows.test_pipeline import descendants
 
 DRAFT, TARGET = "unmask-draft", "unmask-target"
-# Makes all three checkpoints from nothing but the bytes of the validated text; the word "explode" makes the weights NaN.
+# Makes all three checkpoints from nothing but the bytes of the validated text.
 LEARN = '''
 """A stand-in for training: python -m tasks.learn"""
 import hashlib
@@ -44,9 +49,6 @@ def learn(stage):
     )
     network = Transformer(config)
     network.initialise(torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:4])))
-    if b"explode" in text:
-        with torch.no_grad():
-            network.embedding.weight[5, 3] = float("nan")
     models = stage.root / "data/models"
     for name in ("finetune_diffusion", "tune_cap"):
         save_checkpoint(models / name, network, config, stage.work / "tokenizer")
@@ -144,18 +146,33 @@ def plant(checkout: Checkout, request: pytest.FixtureRequest) -> Plant:
 
     port = free_port(0)
     api = f"http://127.0.0.1:{port}/api"
-    server = checkout.start(
-        "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port),
-        PREFECT_HOME=str(root / ".prefect"), DO_NOT_TRACK="1", PREFECT_SERVER_ANALYTICS_ENABLED="false",
-    )  # fmt: skip
-
-    def end() -> None:
-        server.terminate()
-        server.communicate(timeout=120)
-
-    request.addfinalizer(end)
+    settings = {"PREFECT_HOME": str(root / ".prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    server = start_prefect(checkout, settings, "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    request.addfinalizer(lambda: kill(server))
     wait_for(lambda: answers(f"{api}/health"), 240)
     return Plant(checkout, api)
+
+
+def start_prefect(checkout: Checkout, settings: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
+    """`prefect ARGUMENTS` without waiting; what it says goes to a file, for a pipe that nobody reads would stop it."""
+    with (checkout.root / f".work-{arguments[0]}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", *arguments],
+            cwd=checkout.root,
+            env=checkout.environment | settings | {"DO_NOT_TRACK": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to it and all that it has started."""
+    for each in (process.pid, *descendants(process.pid)):
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    process.wait()
 
 
 def answers(url: str) -> bool:
@@ -182,10 +199,28 @@ NEWS = [f"In year {n} the harbour was closed because of the ice on the river." f
 @pytest.mark.slow
 def test_new_data_is_judged_poison_is_stopped_nothing_new_ends_at_once_and_a_rollback_goes_back(plant: Plant) -> None:
     plant.drop("first.jsonl", *BOOKS)
-    first = plant.run("retrain")
+    first = plant.checkout.python("-m", "dvc", "repro", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert first.returncode == 0, first.stdout
     assert plant.champion == ("1", "1")
     assert [entry["action"] for entry in decisions.read(plant.root)] == ["first"] * 3
+
+    # New data: challenger 2 is judged against champion 1 and takes its place, the draft with it, although the
+    # champion's checkpoint is in data/ no more.
+    plant.drop("second.jsonl", *NEWS)
+    new = plant.run("retrain")
+    assert new.returncode == 0, new.stdout
+    assert plant.champion == ("2", "2"), new.stdout
+    tags = plant.tags("2")
+    assert (tags["unmask.decision"], tags["unmask.licenses"]) == ("promoted", "CC0-1.0")
+    entry = decisions.read(plant.root)[-1]
+    assert (entry["action"], entry["from"], entry["to"], entry["draft"]) == ("promoted", "1", "2", "2")
+    assert set(entry["numbers"]) == {"tokens_per_step=1", "threshold=0.90"}
+    assert "version 2 promoted" in plant.artifacts("promotion")[-1]
+    drift = json.loads((plant.root / "data/reports/drift.json").read_text())
+    (row,) = drift["rows"]
+    assert (row["rows_before"], row["rows"]) == (60, 90)
+    assert row["vocabulary"] > 0 and row["script"] == 0 and row["bits_per_byte_now"] > 0
+    assert "ALARM" in plant.artifacts("drift")[-1] and "retrain.alarm_length" in plant.artifacts("drift")[-1]
 
     # Nothing new: in seconds, no stage but the look has run, no model was loaded, nothing was decided.
     before = (plant.root / decisions.LOG).read_bytes()
@@ -195,27 +230,8 @@ def test_new_data_is_judged_poison_is_stopped_nothing_new_ends_at_once_and_a_rol
     assert again.returncode == 0, again.stdout
     assert "nothing is new" in again.stdout
     assert took < 30 * patience(), took  # 30 s on an idle machine
-    assert plant.checkout.runs_of("learn") == 1
+    assert plant.checkout.runs_of("learn") == 2
     assert (plant.root / decisions.LOG).read_bytes() == before
-
-    # New data: challenger 2 is judged against champion 1 and takes its place, the draft with it, even though the
-    # champion's checkpoint is in data/ no more.
-    plant.drop("second.jsonl", *NEWS)
-    new = plant.run("retrain")
-    assert new.returncode == 0, new.stdout
-    assert plant.champion == ("2", "2"), new.stdout
-    tags = plant.tags("2")
-    assert tags["unmask.decision"] == "promoted"
-    assert tags["unmask.licenses"] == "CC0-1.0"
-    entry = decisions.read(plant.root)[-1]
-    assert (entry["action"], entry["from"], entry["to"], entry["draft"]) == ("promoted", "1", "2", "2")
-    assert set(entry["numbers"]) == {"tokens_per_step=1", "threshold=0.90"}
-    assert "version 2 promoted" in plant.artifacts("promotion")[-1]
-    drift = json.loads((plant.root / "data/reports/drift.json").read_text())
-    (row,) = drift["rows"]
-    assert (row["rows_before"], row["rows"]) == (60, 90)
-    assert row["vocabulary"] > 0 and row["script"] == 0 and row["bits_per_byte_now"] > 0
-    assert "pretrain/books" in plant.artifacts("drift")[-1]
 
     # A poisoned drop: validation stops it before anything is trained.
     plant.drop("third.jsonl", *BOOKS[:3], "", "a\u0000b", "x" * 2001)
@@ -225,31 +241,31 @@ def test_new_data_is_judged_poison_is_stopped_nothing_new_ends_at_once_and_a_rol
     assert plant.champion == ("2", "2")
     assert plant.checkout.runs_of("learn") == 2
     assert decisions.read(plant.root)[-1]["action"] == "stopped"
-    (plant.root / "data/inbox/third.jsonl").unlink()
+    assert "Stopped, champions as they were" in plant.artifacts("promotion")[-1]
 
-    # Sound text that breaks the training: the challenger is refused, and says why.
-    plant.drop("fourth.jsonl", "and then it will explode on the next day, they said.")
-    broken = plant.run("retrain")
-    assert broken.returncode == 0, broken.stdout
-    assert plant.champion == ("2", "2")
-    entry = decisions.read(plant.root)[-1]
-    assert (entry["action"], entry["to"]) == ("refused", "3")
-    assert any(reason.startswith("finite: embedding.weight") for reason in entry["reasons"])
-    assert plant.tags("3")["unmask.decision"] == "refused"
-
-    # A rollback, also while something else holds the checkout; then there is nothing more to go back to.
+    # A rollback waits for nobody, while a retrain is refused.
     with alone(plant.root):
-        started = time.monotonic()
         refused = plant.run("retrain")
         assert (refused.returncode, "a run is under way" in refused.stdout) == (2, True)
         back = plant.run("rollback", "--reason", "the answers got short")
     assert back.returncode == 0, back.stdout
     assert plant.champion == ("1", "1")
     assert decisions.read(plant.root)[-1]["reasons"] == ["the answers got short"]
-    nothing = plant.run("rollback")
-    assert nothing.returncode == 1
-    assert "replaced none" in nothing.stdout
+    nothing = plant.checkout.python("-m", "tasks.rollback")
+    assert (nothing.returncode, "replaced none" in nothing.stdout) == (2, True)
+
+    # A challenger whose weights are no numbers is refused, and says which.
+    weights = checkpoint_of_version(plant.root, TARGET, "2") / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["embedding.weight"][5, 3] = float("nan")
+    save_file(tensors, weights)
+    judged = plant.run("promote", "--model", TARGET)
+    assert judged.returncode == 0, judged.stdout
     assert plant.champion == ("1", "1")
+    entry = decisions.read(plant.root)[-1]
+    assert (entry["action"], entry["to"]) == ("refused", "2")
+    assert any(reason.startswith("finite: embedding.weight") for reason in entry["reasons"])
+    assert plant.tags("2")["unmask.decision"] == "refused"
 
 
 def patience() -> float:

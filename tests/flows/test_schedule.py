@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import yaml
 from flows.retrain import LOOKED, NOTHING_NEW, _covered
 from flows.server import free_port
 from tests.conftest import Checkout
-from tests.flows.test_retrain import answers, wait_for
+from tests.flows.test_retrain import answers, kill, start_prefect, wait_for
 
 TICK_SECONDS = 6
 
@@ -34,7 +35,6 @@ class Clockwork:
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
             "PREFECT_HOME": str(self.root / ".prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
             "UNMASK_ROOT": str(self.root),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
@@ -44,12 +44,12 @@ class Clockwork:
         done = self.checkout.python("-m", "prefect", "--no-prompt", *arguments, **self.environment)
         assert done.returncode == 0, done.stdout
 
-    def start(self, *arguments: str) -> object:
-        process = self.checkout.start("-m", "prefect", *arguments, **self.environment)
-        self.request.addfinalizer(lambda: (process.kill(), process.communicate()))
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        process = start_prefect(self.checkout, self.environment, *arguments)
+        self.request.addfinalizer(lambda: kill(process))
         return process
 
-    def server(self) -> object:
+    def server(self) -> subprocess.Popen[bytes]:
         process = self.start("server", "start", "--host", "127.0.0.1", "--port", str(self.port))
         wait_for(lambda: answers(f"{self.environment['PREFECT_API_URL']}/health"), 240)
         return process
@@ -77,8 +77,8 @@ def test_missed_ticks_do_the_work_of_one_and_the_schedule_goes_on(
     clock.prefect("work-pool", "create", "unmask", "--type", "process")
     clock.prefect("deploy", "--all")
     began = datetime.now(UTC)
-    server.kill()  # the machine goes down ...
-    server.wait()
+    kill(server)  # the machine goes down ...
+    assert not answers(f"{clock.environment['PREFECT_API_URL']}/health")
     time.sleep(4 * TICK_SECONDS)
     clock.server()
     back = datetime.now(UTC)  # ... and comes back
