@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from flows.server import free_port, wait_until_healthy
+from model.apps.registered import registered_checkpoint
 from model.checkpoints.store import save_checkpoint
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.text.tokenizer import add_mask_token, load_tokenizer, train_tokenizer
 from model.training.tracking import open_store, tracking_uri
-from tasks.register import MODELS, register
+from tasks.register import MODELS, hash_of_folder, register
 from tasks.stage import open_stage
 from tests.conftest import Checkout
 
@@ -128,6 +130,33 @@ def test_a_version_answers_from_any_folder_without_this_repository(trained: Chec
     assert done.returncode == 0, done.stderr[-3000:]
     stored = [path for path in (trained.root / "mlruns").rglob("*") if path.suffix in (".pkl", ".pickle")]
     assert not stored
+
+
+@pytest.mark.slow
+def test_versions_behind_a_server_are_found_again_and_their_files_fetched_once(
+    trained: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    port, kept = free_port(0), tmp_path / "kept-by-the-server"
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(kept)]
+    with (tmp_path / "server.log").open("wb") as log:
+        settings = trained.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen([sys.executable, "-m", *command], env=settings, stdout=log, stderr=log)
+    request.addfinalizer(lambda: (server.terminate(), server.wait()))
+    assert wait_until_healthy(f"http://127.0.0.1:{port}/health", server), (tmp_path / "server.log").read_text()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    first = run_register(trained)
+    assert {each["versions"] for each in first.values()} == {1}
+    assert run_register(trained) == first  # nothing is registered twice
+
+    folder = registered_checkpoint(trained.root, "unmask-target", "champion")
+    assert folder.is_relative_to(trained.root / ".work")
+    assert hash_of_folder(folder) == hash_of_folder(trained.root / "data/models/finetune_diffusion")
+    (folder / "mark").touch()
+    assert (registered_checkpoint(trained.root, "unmask-target", "champion") / "mark").exists()  # not fetched again
+
+    shutil.rmtree(kept)
+    assert {name: each["versions"] for name, each in run_register(trained).items()} == dict.fromkeys(MODELS, 2)
 
 
 def test_a_missing_checkpoint_is_named(trained: Checkout) -> None:
