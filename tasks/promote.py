@@ -89,11 +89,11 @@ def judge(root: Path, client: Any, champion: Version, challenger: Version, optio
     with open_session(SECTION, root, _key(root, champion, challenger)) as stage, open_judge() as answer_judge:
         stage.tracker.set_tags({"unmask.champion": champion.title, "unmask.challenger": challenger.title})
         folders = {each.number: checkpoint_of_version(root, each.name, each.number) for each in (champion, challenger)}
-        measured = {
-            number: measure.measure_points(stage, folder, f"{champion.name}-{number}", answer_judge)
-            for number, folder in folders.items()
-        }
         facts = gather_facts(stage, client, challenger, folders[challenger.number])
+        measured = {champion.number: {}, challenger.number: {}}
+        if not facts.not_finite:  # such a model cannot be decoded
+            for number, folder in folders.items():
+                measured[number] = measure.measure_points(stage, folder, f"{champion.name}-{number}", answer_judge)
         decision = decide(measured[champion.number], measured[challenger.number], facts, options, stage.seed)
         metrics = {
             f"promotion/{point.replace('=', '_')}/{name}": value

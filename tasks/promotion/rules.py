@@ -54,7 +54,9 @@ def decide(
     """Judges measurements of both at the same operating points; numbers are percent, points and tokens per forward."""
     reasons: list[str] = []
     numbers: dict[str, Any] = {}
-    if unpaired := _unpaired(champion, challenger):
+    if facts.not_finite:
+        champion = challenger = {}  # nothing can be measured, and what was is worth nothing
+    elif unpaired := _unpaired(champion, challenger):
         reasons.append(f"samples: {unpaired}; the two cannot be compared")
     else:
         for name in champion:

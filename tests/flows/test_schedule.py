@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,7 @@ class Clockwork:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "UNMASK_ROOT": str(self.root),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_PREFETCH_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         }
 
@@ -77,6 +78,7 @@ def test_missed_ticks_do_the_work_of_one_and_the_schedule_goes_on(
     clock.prefect("work-pool", "create", "unmask", "--type", "process")
     clock.prefect("deploy", "--all")
     began = datetime.now(UTC)
+    wait_for(lambda: len(clock.runs(began, began + timedelta(seconds=60))) > 5, 240)  # made in advance
     kill(server)  # the machine goes down ...
     assert not answers(f"{clock.environment['PREFECT_API_URL']}/health")
     time.sleep(4 * TICK_SECONDS)
