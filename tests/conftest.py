@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def main(stage):
 if __name__ == "__main__":
     run_stage(main, NAME)
 '''
+
+
+@pytest.fixture(autouse=True)
+def own_store() -> Iterator[None]:
+    """`mlflow.set_tracking_uri` writes the environment: a test's store is not the next one's."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @dataclass(frozen=True)
