@@ -3,8 +3,10 @@
 python -m tasks.distill_draft
 """
 
-from model.checkpoints.derive import first_and_last_layers, layer_subset, narrowed
+from model.checkpoints.derive import LAYER_SUBSETS, layer_subset, narrowed
+from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.curricula import RECIPE_KEYS
+from model.network.transformer import Transformer
 from model.objectives.match_teacher import MatchTeacher
 from tasks.stage import Stage, run_stage
 from tasks.training import (
@@ -13,18 +15,19 @@ from tasks.training import (
     parent_checkpoint,
     row_tokens,
     shard_of,
+    source_of,
     train_stage,
+    training_device,
     training_objective,
 )
 
-METHOD_KEYS = ("layers", "teacher_share", "direction", *RECIPE_KEYS)
+METHOD_KEYS = ("layers", "which_layers", "student", "teacher_share", "direction", *RECIPE_KEYS)
 
 
 def distill_draft(stage: Stage) -> None:
-    """data/models/finetune_diffusion -> data/models/distill_draft: first and last `layers` / 2 layers, then training."""
+    """data/models/finetune_diffusion -> data/models/distill_draft: `layers` of its layers, or `student`, then training."""
     teacher = parent_checkpoint(stage, "finetune_diffusion")
-    kept = first_and_last_layers(teacher.config.num_layers, stage.section["layers"])
-    student = layer_subset(teacher.network, kept, shard_of(stage))
+    student = first_student(stage, teacher)
     teaching = teacher.network
     if stage.section.get("precision") == "bfloat16":  # the student keeps float32 weights, a frozen teacher needs none
         teaching = narrowed(teaching, shard_of(stage))
@@ -41,6 +44,30 @@ def distill_draft(stage: Stage) -> None:
     folder = teacher.folder
     del teacher  # the float32 weights go where a narrow copy teaches
     train_stage(stage, student, objective, validation, "instructions", METHOD_KEYS, folder)
+
+
+def first_student(stage: Stage, teacher: Checkpoint) -> Transformer:
+    """What training starts from: layers of the teacher, or the checkpoint that `student` names.
+
+    ValueError where teacher and student do not speak of the same tokens and blocks.
+    """
+    section, other = stage.section, stage.section.get("student")
+    if other is None:
+        which = section.get("which_layers", "first_and_last")
+        if which not in LAYER_SUBSETS:
+            raise ValueError(f"which_layers '{which}' must be one of {', '.join(LAYER_SUBSETS)}")
+        kept = LAYER_SUBSETS[which](teacher.config.num_layers, section["layers"])
+        return layer_subset(teacher.network, kept, shard_of(stage))
+    student = load_checkpoint(source_of(stage, other, ""), device=training_device(), shard=shard_of(stage))
+    for name in ("vocabulary_size", "mask_token_id", "eos_token_id", "block_tokens", "attention"):
+        ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
+        if ours != theirs:
+            source = section.get("start_from") or "finetune_diffusion"
+            raise ValueError(
+                f"distill_draft.student {other} has {name} {ours}, its teacher ({source}, distill_draft.start_from) {theirs}: a "
+                "draft answers for its target token by token and block by block"
+            )
+    return student.network
 
 
 if __name__ == "__main__":

@@ -53,13 +53,15 @@ def fingerprints(root: Path) -> dict[str, str]:
 
 
 def started_from(root: Path, stage: str) -> dict[str, str]:
-    """The checkpoints that a stage's section names as `start_from`, each with what tells its contents apart ("" on the hub).
+    """The checkpoints that a section names as `start_from` or `student`, each with what tells its contents apart ("" on the hub).
 
     They stand in for checkpoints of the pipeline, which then need not exist. Large files count by size and time alone.
     """
     section = load_params(root / "params.yaml").get(stage.partition("@")[0])
     given = section.get("start_from") if isinstance(section, dict) else None
-    sources = given.values() if isinstance(given, dict) else [given] if given else []
+    sources = list(given.values()) if isinstance(given, dict) else [given] if given else []
+    if isinstance(section, dict) and section.get("student"):
+        sources.append(section["student"])
     return {str(source): _mark(root / str(source)) for source in sources}
 
 

@@ -50,7 +50,22 @@ def first_and_last_layers(num_layers: int, keep: int) -> list[int]:
     return [*range(keep // 2), *range(num_layers - keep // 2, num_layers)]
 
 
+def even_layers(num_layers: int, keep: int) -> list[int]:
+    """Indices of `keep` layers spread evenly, the first and the last among them."""
+    if not 1 < keep <= num_layers:
+        raise ValueError(f"evenly spaced layers are at least 2 and at most {num_layers}, got {keep}")
+    return [round(index * (num_layers - 1) / (keep - 1)) for index in range(keep)]
+
+
+def last_layers(num_layers: int, keep: int) -> list[int]:
+    """Indices of the last `keep` layers."""
+    if not 0 < keep <= num_layers:
+        raise ValueError(f"a layer subset keeps at most {num_layers} layers, got {keep}")
+    return list(range(num_layers - keep, num_layers))
+
+
 Shard = Callable[[Transformer], Any]
+LAYER_SUBSETS = {"first_and_last": first_and_last_layers, "even": even_layers, "last": last_layers}
 
 
 def layer_subset(network: Transformer, layers: list[int], shard: Shard | None = None) -> Transformer:

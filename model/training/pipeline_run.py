@@ -8,11 +8,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from model.training.tracking import KEY_TAG, Unreachable, locked, open_store, reaching, run_status
+from model.training.tracking import KEY_TAG, Unreachable, locked, open_store, reaching, records_in_mlflow, run_status
 
 PARENT_NAME = "pipeline"
 STAGE_TAG = "stage."
@@ -28,7 +27,7 @@ def announce_pipeline_run(root: Path, tags: dict[str, str]) -> None:
 def current_pipeline_run(root: Path) -> str | None:
     """The id of the parent that is under way, opened now if it was only announced; None without MLflow or a parent, or when
     neither is known because the store is away."""
-    if find_spec("mlflow") is None:
+    if not records_in_mlflow():
         return None
     run = None
     try:

@@ -43,9 +43,14 @@ class Tracker(Protocol):
     def close(self, status: str = "FINISHED") -> None: ...
 
 
+def records_in_mlflow() -> bool:
+    """Whether stages record in MLflow: it is installed, and UNMASK_TRACKING is not `files` (as it is for an ablation's arms)."""
+    return find_spec("mlflow") is not None and os.environ.get("UNMASK_TRACKING") != "files"
+
+
 def open_tracker(root: Path, identity: RunIdentity) -> Tracker:
-    """An MLflow run, new or continued, or the same calls into a file where MLflow is not installed."""
-    if find_spec("mlflow") is None:
+    """An MLflow run, new or continued, or the same calls into a file."""
+    if not records_in_mlflow():
         return FileTracker(root / ".work" / "tracking" / identity.name / identity.key, identity)
     tracker = MlflowTracker(root, identity)
     deliver_left_over(root)
@@ -313,8 +318,8 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or local_store(root)
 
 
-def open_store(root: Path) -> tuple[Any, str]:
-    """A client of the store and the id of its experiment; makes both on first use, however many ask at once.
+def open_store(root: Path, experiment: str = EXPERIMENT) -> tuple[Any, str]:
+    """A client of the store and the id of an experiment; makes both on first use, however many ask at once.
 
     Unreachable when a server does not answer.
     """
@@ -330,11 +335,12 @@ def open_store(root: Path) -> tuple[Any, str]:
                 _make_store(folder)
     with reaching():
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
+        found = client.get_experiment_by_name(experiment)
         if found is None:
+            artifacts = (root.resolve() / "mlruns/artifacts").as_uri() if uri == local_store(root) else None
             with suppress(MlflowException):  # another process was faster
-                client.create_experiment(EXPERIMENT)
-            found = client.get_experiment_by_name(EXPERIMENT)
+                client.create_experiment(experiment, artifacts)
+            found = client.get_experiment_by_name(experiment)
     return client, found.experiment_id
 
 

@@ -100,6 +100,19 @@ def test_a_mixture_of_llada2_teaches_a_draft_and_is_tuned_by_cap(llada2: Path) -
     assert not any("expert_bias" in name for name in changed)  # frozen unless balanced is asked for
 
 
+def test_a_student_of_its_own_must_share_the_teachers_tokens_and_blocks(llada2: Path) -> None:
+    shutil.copytree(llada2 / "llada2", llada2 / "student")
+    section = TRAINING | {"student": "student", "layers": 2, "teacher_share": 0.7, "direction": "forward"}
+    distill_draft(stage(llada2, "distill_draft", section))
+    assert load_checkpoint(llada2 / "data/models/distill_draft").config.num_layers == 3
+    values = json.loads((llada2 / "student/config.json").read_text())
+    (llada2 / "student/config.json").write_text(json.dumps(values | {"mask_token_id": 122}))
+    with pytest.raises(ValueError, match=r"distill_draft\.student student has mask_token_id 122, its teacher \(llada2"):
+        distill_draft(stage(llada2, "distill_draft", section))
+    with pytest.raises(ValueError, match="which_layers 'middle' must be one of first_and_last, even, last"):
+        distill_draft(stage(llada2, "distill_draft", section | {"student": None, "which_layers": "middle"}))
+
+
 def test_every_switch_of_the_recipe_works_in_a_stage_and_leaves_its_terms_in_the_curve(llada2: Path) -> None:
     section = TRAINING | {
         "strength": 1.0, "temperature": 0.5, "steps": 6, "log_every_steps": 1, "validate_every_steps": 2, "merge_best": 2,

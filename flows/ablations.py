@@ -1,0 +1,209 @@
+"""Runs the ablations of flows/ablations.yaml: python -m flows.ablations [--question cap] [--arms FILE] [--max-parallel 1].
+
+A job is one arm with one seed: the preset with the arm's changes in a folder of its own, .work/ablations/<question>/<arm>/<seed>,
+where the ordinary stage programs run on data and models that `base` made once. A finished job leaves result.json with the key of
+all it depended on; a job that was killed goes on inside its stage, and one whose key has changed begins again. At the end
+docs/ablations.md, its plots and the MLflow experiment `ablations` are brought up to date (tasks.ablations does only that).
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.stage_process import Outcome, StageProcesses
+from tasks.ablation_plan import ARMS, FOLDER, read_plan, slug
+from tasks.parameters import load_params
+
+SHARED = ("model", "tasks", "dvc.yaml")  # linked into every job's folder: the code is part of its key
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages to run in `folder` (under .work/ablations) with params.yaml = preset + changes + seed."""
+
+    folder: str
+    stages: tuple[str, ...]
+    params: dict[str, Any]
+    key: str
+
+    @property
+    def name(self) -> str:
+        """As a person reads it."""
+        return self.folder
+
+
+def jobs(root: Path, plan: dict[str, Any], only: str | None = None) -> tuple[Job, list[Job]]:
+    """The job that makes what all share, and the others: question by question, seed by seed, so that early stops are even."""
+    preset = load_params(root / f"presets/{plan['preset']}.yaml")
+    base = _job(root, "base", plan["base"], preset, "")
+    found = []
+    for name, question in plan["questions"].items():
+        for seed in plan["seeds"] if only in (None, name) else []:
+            for arm, changes in question["arms"].items():
+                params = {**preset, "seed": seed}
+                for section, values in changes.items():
+                    params[section] = {**preset[section], **values}
+                found.append(_job(root, f"{name}/{slug(arm)}/{seed}", question["stages"], params, base.key))
+    if only is not None and not found:
+        raise ValueError(f"there is no question '{only}'; there are {', '.join(plan['questions'])}")
+    return base, found
+
+
+def _job(root: Path, folder: str, stages: list[str], params: dict[str, Any], base: str) -> Job:
+    facts = json.dumps([stages, params, base, _code(root)], sort_keys=True)
+    return Job(folder, tuple(stages), params, hashlib.sha256(facts.encode()).hexdigest()[:16])
+
+
+def _code(root: Path) -> str:
+    """What all code under model/ and tasks/ is, as one hash."""
+    digest = hashlib.sha256()
+    for path in sorted(file for name in ("model", "tasks") for file in (root / name).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def is_done(root: Path, job: Job) -> bool:
+    """Whether the job has ended with exactly this key."""
+    result = root / FOLDER / job.folder / "result.json"
+    return result.is_file() and json.loads(result.read_text())["key"] == job.key
+
+
+def prepare_folder(root: Path, job: Job) -> Path:
+    """The job's folder with links to code, data and models; emptied when it belongs to another key."""
+    folder = root / FOLDER / job.folder
+    mark = folder / "key"
+    if folder.exists() and (not mark.is_file() or mark.read_text() != job.key):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        _link(folder / name, root / name)
+    _link(folder / "data/suites", root / "data/suites")
+    if job.folder != "base":
+        base = root / FOLDER / "base/data"
+        made = [base / "raw", base / "validated", base / "tokens", *sorted((base / "models").glob("*"))]
+        for path in made:
+            _link(folder / "data" / path.relative_to(base), path)
+    (folder / "params.yaml").write_text(yaml.safe_dump(job.params, sort_keys=False), encoding="utf-8")
+    mark.write_text(job.key)
+    return folder
+
+
+def _link(place: Path, target: Path) -> None:
+    if not place.exists() and not place.is_symlink():  # what a stage of this job has made stays
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+
+
+class Running:
+    """The stage processes of the jobs under way; `stop` ends them all and lets none begin."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._live: list[StageProcesses] = []
+
+    def begin(self, folder: Path) -> StageProcesses:
+        """The processes of one more job."""
+        self._live.append(StageProcesses(folder))
+        return self._live[-1]
+
+    def stop(self) -> None:
+        """Ends every stage that runs; each keeps its resume point."""
+        self.stopped.set()
+        for processes in self._live:
+            processes.stop()
+
+
+def run_job(root: Path, job: Job, running: Running, on_line: Callable[[str], None]) -> Outcome:
+    """Runs the job's stages one after the other; those that are finished are not run again."""
+    folder = prepare_folder(root, job)
+    processes, seconds = running.begin(folder), 0.0
+    os.environ["UNMASK_TRACKING"] = "files"
+    for stage in job.stages:
+        if running.stopped.is_set():
+            return Outcome("failed", seconds, "stopped")
+        done = folder / f"done-{slug(stage)}"
+        if done.exists():
+            continue
+        name, _, instance = stage.partition("@")
+        command = [sys.executable, "-m", f"tasks.{name}", *(["--instance", instance] if instance else [])]
+        outcome = processes.run_command(command, on_line)
+        seconds += outcome.seconds
+        if outcome.status == "failed":
+            return outcome
+        done.touch()
+    unfinished = folder / "result.writing"
+    unfinished.write_text(json.dumps({"key": job.key, "seconds": round(seconds, 1)}))
+    os.replace(unfinished, folder / "result.json")
+    return Outcome("ran", seconds)
+
+
+def waiting(root: Path, base: Job, others: list[Job]) -> Iterator[Job]:
+    """What is still to be done, in order; everything when the base has to be made anew."""
+    if not is_done(root, base):
+        yield base
+    yield from (job for job in others if not is_done(root, job))
+
+
+def report(root: Path, arms: Path) -> int:
+    """Brings docs/ablations.md and MLflow up to date with what is finished; the exit status of that program."""
+    return subprocess.run(
+        [sys.executable, "-m", "tasks.ablations", "--arms", str(arms)], cwd=root, check=False
+    ).returncode
+
+
+def main() -> int:
+    """0 when every job is done, 1 when one failed, 2 for a wrong plan."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--question", help="only this one")
+    parser.add_argument("--arms", type=Path, default=Path(ARMS), help=f"the plan (default {ARMS})")
+    parser.add_argument("--max-parallel", type=int, default=1, help="jobs that may run side by side (default 1)")
+    parser.add_argument("--list", action="store_true", help="print what is still to be done and stop")
+    options = parser.parse_args()
+    root = Path.cwd()
+    try:
+        plan = read_plan(root, options.arms)
+        base, others = jobs(root, plan, options.question)
+        todo = list(waiting(root, base, others))
+        print(f"ablations: {len(todo)} of {1 + len(others)} jobs to do", flush=True)
+        if options.list:
+            print("\n".join(job.name for job in todo))
+            return 0
+        from flows.start import alone, deliver, prepare
+
+        with alone(root):
+            prepare(root)
+            from flows.server import prefect_server
+
+            failed = 0
+            if todo:
+                with prefect_server(root):
+                    from flows.ablation_flow import ablations
+
+                    try:
+                        failed = ablations(root, todo, options.max_parallel)
+                    finally:
+                        deliver()
+            return max(int(failed > 0), report(root, options.arms))
+    except ValueError as error:
+        print(f"ablations: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ablations: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""What the finished ablation jobs say: python -m tasks.ablations. Writes docs/ablations.md with plots, and MLflow runs.
+
+Every figure comes from the files that the jobs' stages left under .work/ablations. A difference to the control is paired: by seed
+for a measure (Student's t over seeds), by question and seed for answers (bootstrap over both). A claim whose 95 % interval holds
+zero is written `not resolved`.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from model.benchmarks.records import correctness
+from model.benchmarks.scoring import Interval, paired_difference
+from model.training.tracking import open_store
+from tasks.ablation_plan import ARMS, finished, read_plan
+from tasks.environment import quiet
+
+EXPERIMENT = "ablations"
+STUDENT = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}  # 97.5 %, by seeds
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0; 2 after one message when nothing has been run."""
+    quiet()
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arms", type=Path, default=Path(ARMS), help="the plan that was run")
+    parser.add_argument("--to", type=Path, default=Path("docs"), help="where ablations.md and ablations/ go")
+    options = parser.parse_args(arguments)
+    root = Path.cwd()
+    plan = read_plan(root, options.arms)
+    answers = {name: answer(root, plan, name) for name in plan["questions"]}
+    if not any(arms for arms, _ in answers.values()):
+        print("ablations: no job is finished yet: python -m flows.ablations", file=sys.stderr)
+        return 2
+    write(options.to / "ablations.md", page(root, plan, answers))
+    for name, (_, measures) in answers.items():
+        if measures:
+            draw(options.to / "ablations" / f"{name}.svg", plan["questions"][name], measures)
+    record(root, plan, answers)
+    return 0
+
+
+def answer(root: Path, plan: dict[str, Any], name: str) -> tuple[dict[str, list[int]], dict[str, dict[str, dict]]]:
+    """(arm -> seeds that are finished, measure -> arm -> figures) of one question, over the seeds that arm and control share."""
+    question = plan["questions"][name]
+    done = {arm: finished(root, name, arm, plan["seeds"]) for arm in question["arms"]}
+    done = {arm: folders for arm, folders in done.items() if folders}
+    control = done.get(question["control"], {})
+    measures: dict[str, dict[str, dict]] = {}
+    for measure, place in question["measures"].items():
+        for arm, folders in done.items():
+            values = {seed: value_at(folder / "data/metrics" / place[0], place[1:]) for seed, folder in folders.items()}
+            reference = {seed: value_at(path / "data/metrics" / place[0], place[1:]) for seed, path in control.items()}
+            measures.setdefault(measure, {})[arm] = {
+                "values": values,
+                "mean": statistics.fmean(values.values()),
+                "difference": None if arm == question["control"] else by_seed(values, reference),
+            }
+    if "items" in question and done:
+        measures["score"] = scores(question, done, control)
+    return {arm: sorted(folders) for arm, folders in done.items()}, measures
+
+
+def value_at(file: Path, keys: list[str]) -> float:
+    """The number under nested keys of a JSON file; of `a or b` the first that is there."""
+    found: Any = json.loads(file.read_text(encoding="utf-8"))
+    for key in keys:
+        name = next((name for name in key.split(" or ") if name in found), None)
+        if name is None:
+            raise ValueError(f"{file} has no '{key}' (of {' > '.join(keys)}); it has {', '.join(map(str, found))}")
+        found = found[name]
+    return float(found)
+
+
+def by_seed(values: dict[int, float], reference: dict[int, float]) -> Interval | None:
+    """Mean difference over the seeds of both, with Student's 95 % interval; None with fewer than two."""
+    differences = [values[seed] - reference[seed] for seed in values if seed in reference]
+    if len(differences) < 2:
+        return None
+    mean = statistics.fmean(differences)
+    spread = STUDENT[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5
+    return Interval(mean, mean - spread, mean + spread)
+
+
+def scores(question: dict[str, Any], done: dict[str, Any], control: dict[int, Path]) -> dict[str, dict]:
+    """Score at the question's operating point, and its paired difference to the control, item by item and seed by seed."""
+    found = {}
+    for arm, folders in done.items():
+        right = {seed: right_at(folder, *question["items"]) for seed, folder in folders.items()}
+        shared = sorted(set(folders) & set(control))
+        difference = None
+        if arm != question["control"] and len(shared) > 1:
+            theirs = {seed: right_at(control[seed], *question["items"]) for seed in shared}
+            difference = paired_difference(stacked(right, shared), stacked(theirs, shared))
+        values = {
+            seed: 100 * statistics.fmean(statistics.fmean(items) for items in one.values())
+            for seed, one in right.items()
+        }
+        found[arm] = {"values": values, "mean": statistics.fmean(values.values()), "difference": difference}
+    return found
+
+
+def right_at(folder: Path, instance: str, point: str) -> dict[str, list[float]]:
+    """Benchmark -> right or wrong per test question at one operating point."""
+    lines = (folder / f"data/samples/{instance}.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["point"] == point]
+    if not records:
+        raise ValueError(f"{folder}: {instance} was not evaluated at {point}; set it in the plan's `items`")
+    return correctness(records)
+
+
+def stacked(right: dict[int, dict[str, list[float]]], seeds: list[int]) -> dict[str, list[list[float]]]:
+    """Benchmark -> [seeds, items]."""
+    return {name: [right[seed][name] for seed in seeds] for name in right[seeds[0]]}
+
+
+def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
+    """docs/ablations.md."""
+    lines = [
+        "# Ablations",
+        "",
+        f"Written by `python -m flows.ablations` from what its jobs measured: preset `{plan['preset']}`, seeds "
+        f"{', '.join(map(str, plan['seeds']))}. Differences are to the control, paired by seed (Student's t) or, for scores, by "
+        "seed and question (bootstrap), with 95 % intervals; one that holds zero is not resolved.",
+    ]
+    for name, question in plan["questions"].items():
+        done, measures = answers[name]
+        lines += ["", f"## {name}", "", question["asks"], ""]
+        if not done:
+            lines += ["Not run yet."]
+            continue
+        lines += [f"![{name}](ablations/{name}.svg)", "", "| arm | seeds | " + " | ".join(measures) + " |"]
+        lines += ["|---" * (2 + len(measures)) + "|"]
+        for arm, seeds in done.items():
+            title = f"{arm} (control)" if arm == question["control"] else arm
+            cells = [cell(measures[measure][arm]) for measure in measures]
+            lines += [f"| {title} | {len(seeds)} | " + " | ".join(cells) + " |"]
+        seconds = [
+            json.loads((folder / "result.json").read_text())["seconds"]
+            for arm in done
+            for folder in finished(root, name, arm, plan["seeds"]).values()
+        ]
+        lines += ["", f"An arm took {statistics.median(seconds):.0f} s (median), {max(seconds):.0f} s at most."]
+    return "\n".join(lines) + "\n"
+
+
+def cell(figures: dict[str, Any]) -> str:
+    """Mean, and the difference to the control with its interval and what it means."""
+    text, difference = f"{figures['mean']:.3f}", figures["difference"]
+    if difference is None:
+        return text
+    verdict = "" if difference.low > 0 or difference.high < 0 else ", not resolved"
+    return f"{text} ({difference.value:+.3f}, {difference.low:+.3f} to {difference.high:+.3f}{verdict})"
+
+
+def draw(path: Path, question: dict[str, Any], measures: dict[str, dict[str, dict]]) -> None:
+    """One panel per measure: every seed a dot, the mean a bar, the control's mean a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "ablations"
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(measures), 0.5 * len(question["arms"]) + 1.4), layout="constrained")
+    for axes, (measure, arms) in zip(
+        figure.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True
+    ):
+        for place, figures in enumerate(arms.values()):
+            axes.plot(
+                list(figures["values"].values()), [place] * len(figures["values"]), "o", color="#3b6ea5", alpha=0.6
+            )
+            axes.plot([figures["mean"]], [place], "|", color="black", markersize=16)
+        if question["control"] in arms:
+            axes.axvline(arms[question["control"]]["mean"], color="#999999", linewidth=0.8)
+        axes.set(yticks=range(len(arms)), yticklabels=list(arms), title=measure)
+        axes.invert_yaxis()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def record(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> None:
+    """One MLflow run per finished job in the experiment `ablations`: its changes, its curves, its figures; none twice."""
+    client, experiment = open_store(root, EXPERIMENT)
+    known = {run.data.tags.get("unmask.key") for run in client.search_runs([experiment], max_results=5000)}
+    for name, (done, measures) in answers.items():
+        for arm in done:
+            for seed, folder in finished(root, name, arm, plan["seeds"]).items():
+                key = json.loads((folder / "result.json").read_text())["key"]
+                if key in known:
+                    continue
+                tags = {"unmask.key": key, "unmask.question": name, "unmask.arm": arm}
+                run = client.create_run(experiment, run_name=f"{name}: {arm}, seed {seed}", tags=tags).info.run_id
+                for section, values in plan["questions"][name]["arms"][arm].items():
+                    for option, value in values.items():
+                        client.log_param(run, f"{section}.{option}", str(value)[:500])
+                client.log_param(run, "seed", seed)
+                for measure, arms in measures.items():
+                    client.log_metric(run, measure.replace("%", ""), arms[arm]["values"][seed])
+                for file in sorted((folder / "data/curves").glob("*.csv")):
+                    log_curve(client, run, file)
+                client.set_terminated(run)
+
+
+def log_curve(client: Any, run: str, file: Path) -> None:
+    """Every point of a stage's curve as <stage>/<series>."""
+    with file.open(encoding="utf-8") as lines:
+        for point in csv.DictReader(lines):
+            for series, value in point.items():
+                if series != "step" and value:
+                    client.log_metric(run, f"{file.stem}/{series}", float(value), step=int(point["step"]))
+
+
+def write(path: Path, text: str) -> None:
+    """In one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".writing")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

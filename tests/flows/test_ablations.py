@@ -1,0 +1,114 @@
+"""The ablation queue: wrong plans are refused, a killed queue goes on where it was, the page holds what was measured."""
+
+import json
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.ablations import jobs
+from tasks.ablation_plan import read_plan
+from tests.conftest import ROOT, Checkout
+
+STAND_IN = """
+import json, random, sys, time
+from pathlib import Path
+import yaml
+
+params = yaml.safe_load(Path("params.yaml").read_text())
+section = params.get(NAME) or {}
+with open(LOG, "a") as log:
+    log.write(f"{NAME} {Path.cwd()}\\n")
+time.sleep(section.get("seconds", 0))
+for folder in ("raw", "validated", "tokens", "models/" + NAME, "metrics", "curves"):
+    Path("data", folder).mkdir(parents=True, exist_ok=True)
+value = section.get("value", 1.0) + 0.01 * random.Random(params["seed"]).random()
+Path(f"data/metrics/{NAME}.json").write_text(json.dumps({"val/bits_per_byte": value}))
+Path(f"data/curves/{NAME}.csv").write_text(f"step,val/bits_per_byte\\n5,{value}\\n")
+"""
+
+
+def plan_of(**changes) -> dict:
+    question = {
+        "asks": "Is less more?", "stages": ["tune"], "control": "more",
+        "measures": {"bits": ["tune.json", "val/bits_per_byte"]},
+        "arms": {"more": {"tune": {"value": 2.0}}, "less, a little": {"tune": {"value": 1.0}}},
+    }  # fmt: skip
+    return {"preset": "mini", "seeds": [0, 1, 2], "base": ["first"], "questions": {"size": question | changes}}
+
+
+@pytest.fixture
+def mini(checkout: Checkout) -> Checkout:
+    """Two stand-in stages that note when they run."""
+    for name in ("first", "tune"):
+        text = STAND_IN.replace("NAME", repr(name)).replace("LOG", repr(str(checkout.root / "log.txt")))
+        (checkout.root / f"tasks/{name}.py").write_text(text)
+    preset = {"preset": "mini", "seed": 0, "first": {}, "tune": {"value": 0.0, "seconds": 0.3}}
+    (checkout.root / "presets/mini.yaml").write_text(yaml.safe_dump(preset))
+    (checkout.root / "plan.yaml").write_text(yaml.safe_dump(plan_of()))
+    return checkout
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({**plan_of(), "seeds": [0, 1]}, "fewer than three"),
+        (plan_of(control="none"), "control of size, 'none', is none of its arms"),
+        (plan_of(arms={"more": {"tunes": {}}}), "changes tunes, which the preset does not have"),
+        ({"preset": "mini"}, "seeds is missing"),
+    ],
+)
+def test_a_wrong_plan_is_refused_before_any_job(plan, message, tmp_path: Path):
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets/mini.yaml").write_text("{preset: mini, tune: {}, first: {}}")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(ValueError, match=message):
+        read_plan(tmp_path, tmp_path / "plan.yaml")
+
+
+def test_the_plan_of_the_repository_names_only_what_exists():
+    plan = read_plan(ROOT, ROOT / "flows/ablations.yaml")
+    base, others = jobs(ROOT, plan)
+    assert (
+        len({job.folder for job in others})
+        == len(others)
+        == 3 * sum(len(q["arms"]) for q in plan["questions"].values())
+    )
+    assert len({job.key for job in others}) >= len(others) - 6  # two controls may be the same work under two questions
+    stages = {stage.partition("@")[0] for job in (base, *others) for stage in job.stages}
+    assert all((ROOT / f"tasks/{stage}.py").is_file() for stage in stages)
+
+
+@pytest.mark.slow
+def test_a_killed_queue_goes_on_and_the_page_holds_what_was_measured(mini: Checkout):
+    command = ("-m", "flows.ablations", "--arms", "plan.yaml")
+    process = mini.start(*command)
+    deadline = time.monotonic() + 300
+    while mini.runs_of("tune") < 3:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=120)
+    before = len(list((mini.root / ".work/ablations/size").rglob("result.json")))
+    assert 2 <= before < 6
+    done = mini.python(*command)
+    assert done.returncode == 0, done.stdout
+    assert mini.runs_of("first") == 1 and mini.runs_of("tune") <= 7  # at most the one that was killed ran twice
+    values = {}
+    for file in (mini.root / ".work/ablations/size").rglob("data/metrics/tune.json"):
+        values[file.parts[-5], file.parts[-4]] = json.loads(file.read_text())["val/bits_per_byte"]
+    means = {arm: sum(values[arm, str(seed)] for seed in range(3)) / 3 for arm in ("more", "less-a-little")}
+    text = (mini.root / "docs/ablations.md").read_text()
+    assert f"| more (control) | 3 | {means['more']:.3f} |" in text
+    assert f"| less, a little | 3 | {means['less-a-little']:.3f} (-1.000, -1.000 to -1.000) |" in text
+    assert (mini.root / "docs/ablations/size.svg").is_file()
+    with sqlite3.connect(mini.root / "mlruns/mlflow.db") as database:
+        query = "select count(*) from runs join experiments using (experiment_id) where experiments.name = 'ablations'"
+        assert database.execute(query).fetchone() == (6,)
+    again = mini.python(*command, "--list")
+    assert "0 of 7 jobs to do" in again.stdout
+    (mini.root / "tasks/tune.py").write_text((mini.root / "tasks/tune.py").read_text() + "# edited\n")
+    assert "7 of 7 jobs to do" in mini.python(*command, "--list").stdout  # code is part of the key
