@@ -76,7 +76,7 @@ def _fetch(processes: StageProcesses, upstream: list[str], say: Any) -> Outcome 
     missing = absent(processes.root, upstream)
     if not missing:
         return None
-    words = pulled.lines[-1] if remote and pulled and pulled.lines else NO_REMOTE
+    words = complaint(pulled) if remote and pulled else NO_REMOTE
     return Outcome("failed", 0.0, NOT_HERE.format(names=", ".join(missing), words=words))
 
 
@@ -104,5 +104,9 @@ def _push(name: str, processes: StageProcesses, outcome: Outcome, logger: Any) -
         if pause is None or processes.stopped.wait(pause):
             break
         logger.warning("the DVC remote cannot be reached; trying again in %.0f s", pause)
-    words = pushed.lines[-1] if pushed.lines else ""
-    return Outcome("failed", outcome.seconds, NOT_PUSHED.format(clone=processes.root, words=words))
+    return Outcome("failed", outcome.seconds, NOT_PUSHED.format(clone=processes.root, words=complaint(pushed)))
+
+
+def complaint(outcome: Outcome) -> str:
+    """What DVC said was wrong; its last line only says where to ask for help."""
+    return next((line for line in reversed(outcome.lines) if line.startswith("ERROR:")), "")

@@ -155,15 +155,18 @@ def test_two_clones_share_the_work_through_a_remote_and_nothing_runs_twice(tmp_p
         assert (fleet.checkout.runs_of("train"), elsewhere.runs_of("train")) == (0, 1)
         assert fleet.checkout.runs_of("report") == 1
 
+        changed = ("--param", 'overrides={"train.steps": 30, "train.seconds": 0.2}')
+        run = fleet.start_run(*changed)
+        fleet.wait(lambda: list((elsewhere.root / ".work/train").glob("*/run/step-*")))
         remote.rename(tmp_path / "away")
         remote.write_text("not a folder")
-        failed = fleet.wait_for_end(fleet.start_run("--param", 'overrides={"train.steps": 10}'))
+        failed = fleet.wait_for_end(run)
         assert failed["type"] == "FAILED"
         assert "DVC remote cannot be reached" in failed["message"]
         assert elsewhere.runs_of("train") == 2
         remote.unlink()
         (tmp_path / "away").rename(remote)
-        mended = fleet.wait_for_end(fleet.start_run("--param", 'overrides={"train.steps": 10}'))
+        mended = fleet.wait_for_end(fleet.start_run(*changed))
         assert mended["type"] == "COMPLETED", mended["message"]
         assert elsewhere.runs_of("train") == 2  # what was made while the remote was away is only pushed
     finally:
