@@ -91,8 +91,9 @@ def prepare_folder(root: Path, job: Job) -> Path:
     _link(folder / "data/suites", root / "data/suites")
     if job.folder != "base":
         base = root / FOLDER / "base/data"
-        made = [base / "raw", base / "validated", base / "tokens", *sorted((base / "models").glob("*"))]
-        for path in made:
+        own = {instance or name for name, _, instance in (stage.partition("@") for stage in job.stages)}
+        models = [path for path in sorted((base / "models").glob("*")) if path.name not in own]
+        for path in (base / "raw", base / "validated", base / "tokens", *models):
             _link(folder / "data" / path.relative_to(base), path)
     (folder / "params.yaml").write_text(yaml.safe_dump(job.params, sort_keys=False), encoding="utf-8")
     mark.write_text(job.key)

@@ -14,7 +14,7 @@ from tasks.ablation_plan import read_plan
 from tests.conftest import ROOT, Checkout
 
 STAND_IN = """
-import json, random, sys, time
+import json, os, random, shutil, sys, time
 from pathlib import Path
 import yaml
 
@@ -23,8 +23,15 @@ section = params.get(NAME) or {}
 with open(LOG, "a") as log:
     log.write(f"{NAME} {Path.cwd()}\\n")
 time.sleep(section.get("seconds", 0))
-for folder in ("raw", "validated", "tokens", "models/" + NAME, "metrics", "curves"):
+for folder in ("raw", "validated", "tokens", "models", "metrics", "curves"):
     Path("data", folder).mkdir(parents=True, exist_ok=True)
+for model in ("tune", "first") if NAME == "first" else ("tune",):
+    made, target = Path("made"), Path("data/models", model)
+    made.mkdir()
+    (made / "weights").write_text(NAME)
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    os.replace(made, target)
 value = section.get("value", 1.0) + 0.01 * random.Random(params["seed"]).random()
 Path(f"data/metrics/{NAME}.json").write_text(json.dumps({"val/bits_per_byte": value}))
 Path(f"data/curves/{NAME}.csv").write_text(f"step,val/bits_per_byte\\n5,{value}\\n")
@@ -97,6 +104,9 @@ def test_a_killed_queue_goes_on_and_the_page_holds_what_was_measured(mini: Check
     done = mini.python(*command)
     assert done.returncode == 0, done.stdout
     assert mini.runs_of("first") == 1 and mini.runs_of("tune") <= 7  # at most the one that was killed ran twice
+    base = mini.root / ".work/ablations/base/data/models"
+    assert (base / "tune/weights").read_text() == "first", "a job must not write into what all share"
+    assert (mini.root / ".work/ablations/size/more/0/data/models/first").resolve() == base / "first"
     values = {}
     for file in (mini.root / ".work/ablations/size").rglob("data/metrics/tune.json"):
         values[file.parts[-5], file.parts[-4]] = json.loads(file.read_text())["val/bits_per_byte"]
