@@ -1,7 +1,7 @@
 """A training stage in several processes of one machine: `processes: 2` in its section, started as `accelerate launch` would.
 
-They share each batch. One process per GPU; on CPUs two processes of one thread get nearly twice as far as one, which two
-threads of one process do not on small networks (docs/log.md). `distribution: fsdp2` also cuts the network over them.
+They share each batch. One process per GPU; on CPUs processes of one thread each are another way to use several cores than
+threads (docs/log.md). `distribution: fsdp2` also cuts the network over them.
 """
 
 import ctypes
