@@ -49,7 +49,7 @@ def test_an_override_of_nothing_is_refused_with_the_nearest_name(overrides: dict
 
 
 def test_an_unknown_preset_or_commit_is_refused(checkout: Checkout) -> None:
-    with pytest.raises(ValueError, match="no preset 'smoky'; it has files"):
+    with pytest.raises(ValueError, match="no preset 'smoky'; it has ablate, files"):
         prepare_checkout(checkout.root, "smoky", {}, current_commit(checkout.root))
     with pytest.raises(ValueError, match="push it first"):
         prepare_checkout(checkout.root, "smoke", {}, "0" * 40)

@@ -187,8 +187,8 @@ def test_guessing_pays_where_reading_weights_costs_and_not_where_computing_does(
 def test_a_changed_answer_fails_the_stage_and_says_whether_float64_agrees(root, monkeypatch, is_logic, words) -> None:
     original = Decoding.run
 
-    def run(self, target, policy, source=None, depth=1):
-        answers, seconds = original(self, target, policy, source, depth)
+    def run(self, target, policy, source=None, **others):
+        answers, seconds = original(self, target, policy, source, **others)
         is_double = next(self.models[target].network.parameters()).dtype == torch.float64
         if source and (is_logic or not is_double):
             answers[-1].tokens[-1] += 1
