@@ -13,7 +13,7 @@ RUN = $(VENV)/bin/python
 # `python` in dvc.yaml is to be the environment's, whether or not it is activated.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env run serve retrain promote rollback repro test test-slow lint ui up down worker preset clean clean-cache lock bench
+.PHONY: help env run serve retrain promote rollback repro test test-slow slow-flows slow-others lint ui up down worker preset clean clean-cache lock bench
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -60,8 +60,15 @@ serve: env
 test: env
 	$(RUN) -m pytest -m "not slow"
 
+# Two at a time, a thread each: most of the time goes to waiting for servers, kills and restarts.
 test-slow: env
-	$(RUN) -m pytest -m slow
+	$(MAKE) --no-print-directory -j2 slow-flows slow-others
+
+slow-flows: env
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/flows
+
+slow-others: env
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --ignore=tests/flows
 
 lint: env
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
