@@ -109,6 +109,21 @@ def test_down_in_the_middle_of_a_run_only_pauses_it(fleet: Fleet) -> None:
     assert fleet.checkout.runs_of("download") == before + 1  # it always looks; nothing else that was done is done again
 
 
+def state_of(process: int, seconds: float = 5) -> str:
+    """Its letter in /proc, once it has ended ("gone", or "Z": nobody has asked how) or the time is up, with its command."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return "gone"
+        if state == "Z":
+            return state
+        if time.monotonic() > deadline:
+            return state + Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+        time.sleep(0.05)
+
+
 def test_down_ends_exactly_what_up_began(fleet: Fleet) -> None:
     bystander = subprocess.Popen(["sleep", "300"])
     try:
@@ -119,11 +134,14 @@ def test_down_ends_exactly_what_up_began(fleet: Fleet) -> None:
         fleet.down()
         assert bystander.poll() is None  # its number stood in the file, but it is not a keeper
         kept = fleet.root / ".work/services/mlflow.log"
-        assert str(kept) in subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+        assert (
+            str(kept)
+            in subprocess.run(["ps", "-ww", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+        )
         (fleet.root / ".work/services/mlflow.json").write_text(json.dumps(mlflow))
         fleet.down()
-        time.sleep(0.2)
-        assert not [process for process in ours if Path(f"/proc/{process}").exists()]
+        left = {process: state_of(process) for process in ours}
+        assert not {process: state for process, state in left.items() if state not in ("gone", "Z")}
     finally:
         bystander.kill()
 
