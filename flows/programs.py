@@ -4,25 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows.news import program
 from flows.stage_process import StageProcesses
-from flows.stage_task import RETRIES, RETRY_DELAY_SECONDS, StageFailed, worth_retrying
+from flows.stage_task import StageFailed, retried_task
 
 DRIFT_ALARM = "unmask.drift.alarm"
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_SECONDS,
-    retry_condition_fn=worth_retrying,
-)
+@retried_task
 def run_program(name: str, processes: StageProcesses, *arguments: str) -> Any:
     """What `python -m tasks.NAME` writes with --json; every line it prints is a line of this task's log."""
     file = Path(".work") / f"{name}.json"

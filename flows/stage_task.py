@@ -1,5 +1,6 @@
 """A stage as a Prefect task: waits for its turn, runs, is tried again where that can help."""
 
+from functools import partial
 from typing import Any, Protocol
 
 from prefect import get_run_logger, task
@@ -34,13 +35,18 @@ def worth_retrying(_task: Any, _run: Any, state: State[Any]) -> bool:
     return isinstance(error, StageFailed) and error.outcome.can_be_retried
 
 
-@task(
+# DVC keeps results; what may pass by itself is tried again.
+retried_task = partial(
+    task,
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=RETRIES,
     retry_delay_seconds=RETRY_DELAY_SECONDS,
     retry_condition_fn=worth_retrying,
 )
+
+
+@retried_task
 def run_stage(
     name: str,
     stages: Stages,
