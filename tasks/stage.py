@@ -20,18 +20,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from model.training.file_tracker import RunIdentity
+from model.training.mlflow_tracker import open_tracker
 from model.training.pipeline_run import announce_pipeline_run, current_pipeline_run, end_pipeline_run
-from model.training.tracking import DeferredTracker, Tracker, Unrecorded, open_tracker
+from model.training.tracker import DeferredTracker, RunIdentity, Tracker
 from tasks.environment import quiet, use_threads
 from tasks.fingerprint import fingerprint
 from tasks.launch import IS_FIRST, STARTED, end_with_parent, launch, processes_of
 from tasks.parameters import check_sections, explain_section, load_params
 
 FIRST_STAGE = "download"
-LEFTOVERS = (
-    2  # unfinished works of other keys kept per stage: going back to interrupted settings goes on where they were
-)
+LEFTOVERS = 2  # unfinished works of other keys kept per stage: settings that are gone back to go on where they were
 BAD_INPUT, TEMPORARY, INTERRUPTED, TERMINATED = 2, 75, 130, 143
 
 
@@ -200,7 +198,7 @@ def open_session(name: str, root: Path, key: str) -> Iterator[Stage]:
 def _tracker(root: Path, identity: RunIdentity) -> Tracker:
     """The stage's run under the pipeline's. The first stage only announces one, and records itself if it found news."""
     if not IS_FIRST:
-        return Unrecorded()
+        return Tracker()
 
     def attached() -> Tracker:
         return open_tracker(root, replace(identity, parent_run=current_pipeline_run(root)))

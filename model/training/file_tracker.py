@@ -1,33 +1,16 @@
-"""The record of a stage as JSON lines, for machines without MLflow; also what every kind of tracker is told about its run."""
+"""The record of a stage as JSON lines, for machines without MLflow."""
 
 import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """Who is recording: `name` is the stage with its instance, `key` its fingerprint, `tags` whatever else can be filtered by."""
-
-    name: str
-    key: str
-    tags: dict[str, str] = field(default_factory=dict)
-    parent_run: str | None = None
+from model.training.tracker import RunIdentity, Tracker, flatten
 
 
-def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted names: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return flat
-
-
-class FileTracker:
+class FileTracker(Tracker):
     """The same calls as JSON lines in `<folder>/tracking.jsonl`, files beside it."""
 
     def __init__(self, folder: Path, identity: RunIdentity):
@@ -81,9 +64,6 @@ class FileTracker:
 
     def set_tags(self, tags: dict[str, str]) -> None:
         self._write(tags=tags)
-
-    def flush(self) -> None:
-        """Nothing waits: every record is already in the file."""
 
     def close(self, status: str = "FINISHED") -> None:
         self._write(status=status)

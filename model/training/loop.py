@@ -30,7 +30,7 @@ from model.training.expert_load import ExpertLoads
 from model.training.loader import RowLoader
 from model.training.optimizer import learning_rate_factor, make_optimizers
 from model.training.sharding import load_shards, processes, save_shards, sharding
-from model.training.tracking import Tracker
+from model.training.tracker import Tracker
 
 
 @dataclass

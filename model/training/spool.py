@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.training.file_tracker import RunIdentity
+from model.training.tracker import RunIdentity
 
 SPOOLS = Path(".work/tracking")
 FILE = "undelivered.jsonl"

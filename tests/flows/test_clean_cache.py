@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from flows.clean_cache import collect, registered
-from model.training.file_tracker import RunIdentity
-from model.training.tracking import MlflowTracker, log_lineage, open_store
+from model.training.mlflow_tracker import MlflowTracker
+from model.training.tracker import RunIdentity
+from model.training.tracking import log_lineage, open_store
 from tests.conftest import Checkout
 
 PIPELINE = """

@@ -16,8 +16,8 @@ from model.checkpoints.store import load_checkpoint, save_checkpoint
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.text.tokenizer import add_mask_token, load_tokenizer, train_tokenizer
-from model.training.file_tracker import RunIdentity
-from model.training.tracking import open_tracker
+from model.training.mlflow_tracker import open_tracker
+from model.training.tracker import RunIdentity
 from tasks.export import main
 from tasks.fingerprint import fingerprint
 

@@ -10,9 +10,10 @@ import pytest
 from model.corpora import toy_world
 from model.text.packing import Layout, RowWriter
 from model.text.tokenizer import load_tokenizer, train_tokenizer
-from model.training.file_tracker import RunIdentity
 from model.training.logged_models import MODEL_TAG, log_models
-from model.training.tracking import MlflowTracker, open_store
+from model.training.mlflow_tracker import MlflowTracker
+from model.training.tracker import RunIdentity
+from model.training.tracking import open_store
 from tasks import evaluate
 from tasks.convert_to_diffusion import convert_to_diffusion
 from tasks.distill_draft import distill_draft
