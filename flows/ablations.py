@@ -1,4 +1,4 @@
-"""Runs the ablations of flows/ablations.yaml: python -m flows.ablations [--question cap] [--arms FILE] [--max-parallel 1].
+"""Runs the ablations of flows/ablations.yaml: python -m flows.ablations [--question cap ...] [--arms FILE] [--max-parallel 1].
 
 A job is one arm with one seed: the preset with the arm's changes in a folder of its own, .work/ablations/<question>/<arm>/<seed>,
 where the ordinary stage programs run on data and models that `base` made once. A finished job leaves result.json with the key of
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,20 +43,21 @@ class Job:
         return self.folder
 
 
-def jobs(root: Path, plan: dict[str, Any], only: str | None = None) -> tuple[Job, list[Job]]:
+def jobs(root: Path, plan: dict[str, Any], only: Sequence[str] = ()) -> tuple[Job, list[Job]]:
     """The job that makes what all share, and the others: question by question, seed by seed, so that early stops are even."""
     preset = load_params(root / f"presets/{plan['preset']}.yaml")
     base = _job(root, "base", plan["base"], preset, "")
+    if unknown := sorted(set(only) - set(plan["questions"])):
+        raise ValueError(f"there is no question '{unknown[0]}'; there are {', '.join(plan['questions'])}")
     found = []
-    for name, question in plan["questions"].items():
-        for seed in plan["seeds"] if only in (None, name) else []:
+    for name in only or plan["questions"]:
+        question = plan["questions"][name]
+        for seed in plan["seeds"]:
             for arm, changes in question["arms"].items():
                 params = {**preset, "seed": seed}
-                for section, values in changes.items():
-                    params[section] = {**preset[section], **values}
+                for section, values in (*question.get("common", {}).items(), *changes.items()):
+                    params[section] = {**params[section], **values}
                 found.append(_job(root, f"{name}/{slug(arm)}/{seed}", question["stages"], params, base.key))
-    if only is not None and not found:
-        raise ValueError(f"there is no question '{only}'; there are {', '.join(plan['questions'])}")
     return base, found
 
 
@@ -168,7 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m flows.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--question", help="only this one")
+    parser.add_argument("--question", nargs="+", default=(), help="only these, in this order")
     parser.add_argument("--arms", type=Path, default=Path(ARMS), help=f"the plan (default {ARMS})")
     parser.add_argument("--max-parallel", type=int, default=1, help="jobs that may run side by side (default 1)")
     parser.add_argument("--list", action="store_true", help="print what is still to be done and stop")

@@ -7,6 +7,7 @@ from typing import Any
 from model.hiding import SHARES, HidingConfig
 
 PHASES = (0.3, 0.4, 0.3)
+PLAIN = ("attention_within", "variable_length", "repeat_penalty", "z_loss")  # switches that are one value
 
 
 def phase(step: int, steps: int, phases: tuple[float, ...]) -> tuple[int, float]:
@@ -110,11 +111,14 @@ class Recipe:
     block_curriculum: BlockCurriculum | None = None
     ratio_curriculum: RatioCurriculum | None = None
     mask_noise: MaskNoise | None = None
+    attention_within: str = "document"  # or row: tokens see the other documents of their packed row
     variable_length: float = 0.0  # probability that a document is cut to a random length
     repeat_penalty: float = 0.0
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.attention_within not in ("document", "row"):
+            raise ValueError(f"attention_within '{self.attention_within}' must be document or row")
         if not 0.0 <= self.variable_length <= 1.0:
             raise ValueError(f"variable_length {self.variable_length} is a probability: it must lie in [0, 1]")
         for name in ("repeat_penalty", "z_loss"):
@@ -137,7 +141,7 @@ class Recipe:
         ):
             if section.get(name) is not None:
                 values[name] = _made(kind, name, section[name])
-        values |= {name: section[name] for name in ("variable_length", "repeat_penalty", "z_loss") if name in section}
+        values |= {name: section[name] for name in PLAIN if name in section}
         return cls(**values)
 
     def check(self, objective: str, row_tokens: int, block_tokens: int) -> None:

@@ -28,7 +28,7 @@ def read_plan(root: Path, file: Path) -> dict[str, Any]:
             raise ValueError(f"{file}: question {name} has no {', '.join(sorted(missing))}")
         if question["control"] not in question["arms"]:
             raise ValueError(f"{file}: the control of {name}, '{question['control']}', is none of its arms")
-        for arm, changes in question["arms"].items():
+        for arm, changes in [("common", question.get("common", {})), *question["arms"].items()]:
             if unknown := sorted(set(changes) - set(preset)):
                 raise ValueError(f"{file}: arm '{arm}' of {name} changes {unknown[0]}, which the preset does not have")
     return plan

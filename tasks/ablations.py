@@ -8,30 +8,19 @@ zero is written `not resolved`.
 import argparse
 import csv
 import json
+import math
 import os
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from model.benchmarks.records import correctness
-from model.benchmarks.scoring import Interval, paired_difference
 from model.training.tracking import open_store
+from tasks.ablation_measures import by_seed, measured, scores
 from tasks.ablation_plan import ARMS, finished, read_plan
 from tasks.environment import quiet
 
 EXPERIMENT = "ablations"
-STUDENT = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}  # 97.5 %, by seeds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,8 +55,9 @@ def answer(root: Path, plan: dict[str, Any], name: str) -> tuple[dict[str, list[
     measures: dict[str, dict[str, dict]] = {}
     for measure, place in question["measures"].items():
         for arm, folders in done.items():
-            values = {seed: value_at(folder / "data/metrics" / place[0], place[1:]) for seed, folder in folders.items()}
-            reference = {seed: value_at(path / "data/metrics" / place[0], place[1:]) for seed, path in control.items()}
+            values, reference = measured(place, folders, control), measured(place, control, control)
+            if not values:  # compared with a control that has not run
+                continue
             measures.setdefault(measure, {})[arm] = {
                 "values": values,
                 "mean": statistics.fmean(values.values()),
@@ -76,59 +66,6 @@ def answer(root: Path, plan: dict[str, Any], name: str) -> tuple[dict[str, list[
     if "items" in question and done:
         measures["score"] = scores(question, done, control)
     return {arm: sorted(folders) for arm, folders in done.items()}, measures
-
-
-def value_at(file: Path, keys: list[str]) -> float:
-    """The number under nested keys of a JSON file; of `a or b` the first that is there."""
-    found: Any = json.loads(file.read_text(encoding="utf-8"))
-    for key in keys:
-        name = next((name for name in key.split(" or ") if name in found), None)
-        if name is None:
-            raise ValueError(f"{file} has no '{key}' (of {' > '.join(keys)}); it has {', '.join(map(str, found))}")
-        found = found[name]
-    return float(found)
-
-
-def by_seed(values: dict[int, float], reference: dict[int, float]) -> Interval | None:
-    """Mean difference over the seeds of both, with Student's 95 % interval; None with fewer than two."""
-    differences = [values[seed] - reference[seed] for seed in values if seed in reference]
-    if len(differences) < 2:
-        return None
-    mean = statistics.fmean(differences)
-    spread = STUDENT[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5
-    return Interval(mean, mean - spread, mean + spread)
-
-
-def scores(question: dict[str, Any], done: dict[str, Any], control: dict[int, Path]) -> dict[str, dict]:
-    """Score at the question's operating point, and its paired difference to the control, item by item and seed by seed."""
-    found = {}
-    for arm, folders in done.items():
-        right = {seed: right_at(folder, *question["items"]) for seed, folder in folders.items()}
-        shared = sorted(set(folders) & set(control))
-        difference = None
-        if arm != question["control"] and len(shared) > 1:
-            theirs = {seed: right_at(control[seed], *question["items"]) for seed in shared}
-            difference = paired_difference(stacked(right, shared), stacked(theirs, shared))
-        values = {
-            seed: 100 * statistics.fmean(statistics.fmean(items) for items in one.values())
-            for seed, one in right.items()
-        }
-        found[arm] = {"values": values, "mean": statistics.fmean(values.values()), "difference": difference}
-    return found
-
-
-def right_at(folder: Path, instance: str, point: str) -> dict[str, list[float]]:
-    """Benchmark -> right or wrong per test question at one operating point."""
-    lines = (folder / f"data/samples/{instance}.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if record["point"] == point]
-    if not records:
-        raise ValueError(f"{folder}: {instance} was not evaluated at {point}; set it in the plan's `items`")
-    return correctness(records)
-
-
-def stacked(right: dict[int, dict[str, list[float]]], seeds: list[int]) -> dict[str, list[list[float]]]:
-    """Benchmark -> [seeds, items]."""
-    return {name: [right[seed][name] for seed in seeds] for name in right[seeds[0]]}
 
 
 def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
@@ -150,7 +87,7 @@ def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
         lines += ["|---" * (2 + len(measures)) + "|"]
         for arm, seeds in done.items():
             title = f"{arm} (control)" if arm == question["control"] else arm
-            cells = [cell(measures[measure][arm]) for measure in measures]
+            cells = [cell(arms[arm]) if arm in arms else "" for arms in measures.values()]
             lines += [f"| {title} | {len(seeds)} | " + " | ".join(cells) + " |"]
         seconds = [
             json.loads((folder / "result.json").read_text())["seconds"]
@@ -163,6 +100,8 @@ def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
 
 def cell(figures: dict[str, Any]) -> str:
     """Mean, and the difference to the control with its interval and what it means."""
+    if not math.isfinite(figures["mean"]):
+        return "not reached by every seed"
     text, difference = f"{figures['mean']:.3f}", figures["difference"]
     if difference is None:
         return text
@@ -182,14 +121,15 @@ def draw(path: Path, question: dict[str, Any], measures: dict[str, dict[str, dic
     for axes, (measure, arms) in zip(
         figure.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True
     ):
-        for place, figures in enumerate(arms.values()):
+        reached = {arm: figures for arm, figures in arms.items() if math.isfinite(figures["mean"])}
+        for place, figures in enumerate(reached.values()):
             axes.plot(
                 list(figures["values"].values()), [place] * len(figures["values"]), "o", color="#3b6ea5", alpha=0.6
             )
             axes.plot([figures["mean"]], [place], "|", color="black", markersize=16)
-        if question["control"] in arms:
+        if question["control"] in reached:
             axes.axvline(arms[question["control"]]["mean"], color="#999999", linewidth=0.8)
-        axes.set(yticks=range(len(arms)), yticklabels=list(arms), title=measure)
+        axes.set(yticks=range(len(reached)), yticklabels=list(reached), title=measure)
         axes.invert_yaxis()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
@@ -212,7 +152,9 @@ def record(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> None:
                         client.log_param(run, f"{section}.{option}", str(value)[:500])
                 client.log_param(run, "seed", seed)
                 for measure, arms in measures.items():
-                    client.log_metric(run, measure.replace("%", ""), arms[arm]["values"][seed])
+                    value = arms.get(arm, {"values": {}})["values"].get(seed, math.inf)
+                    if math.isfinite(value):
+                        client.log_metric(run, measure.replace("%", ""), value)
                 for file in sorted((folder / "data/curves").glob("*.csv")):
                     log_curve(client, run, file)
                 client.set_terminated(run)

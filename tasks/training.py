@@ -21,6 +21,7 @@ from model.objectives.mask_noise import NoisyMasks
 from model.objectives.objective import Objective
 from model.objectives.penalties import Penalties
 from model.objectives.variable_length import VariableLength
+from model.objectives.within_row import WithinRow
 from model.registry import resolve
 from model.text.packing import TokenRows
 from model.training.config import TrainingConfig
@@ -99,6 +100,8 @@ def training_objective(
         blocks, shares, noise = recipe.block_curriculum, recipe.ratio_curriculum, recipe.mask_noise
         hiding = replace(recipe.hiding, share=shares.share(step, steps)) if shares else recipe.hiding
         made = diffusion_objective(name, config, hiding, blocks and blocks.block_tokens(step, steps))
+        if recipe.attention_within == "row":
+            made = WithinRow(made)
         if recipe.variable_length:
             made = VariableLength(made, recipe.variable_length)
         if noise and step < noise.steps:

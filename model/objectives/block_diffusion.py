@@ -33,8 +33,13 @@ class BlockDiffusion:
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
         """The view of hidden tokens drawn block by block; blocks count from a document's start."""
-        hidden, weights = draw_hidden(block_numbers(batch, self.block_tokens), batch.graded, self.hiding, rng)
-        return self.view(batch, hidden, weights)
+        return self.view(batch, *self.draw(batch, rng))
+
+    def draw(
+        self, batch: Batch, rng: torch.Generator
+    ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch length"]]:
+        """What is hidden, block by block, and its weights."""
+        return draw_hidden(block_numbers(batch, self.block_tokens), batch.graded, self.hiding, rng)
 
     def parts(self, batch: Batch) -> Int[Tensor, "batch length"]:
         """Which part of its document a token lies in: tokens of one part share one t."""

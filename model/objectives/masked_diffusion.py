@@ -31,8 +31,13 @@ class MaskedDiffusion:
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
         """The batch with a share t of each document's graded tokens replaced by the mask token, read bidirectionally."""
-        segments = batch.documents.clamp_min(0)
-        return self.view(batch, *draw_hidden(segments, batch.graded, self.hiding, rng))
+        return self.view(batch, *self.draw(batch, rng))
+
+    def draw(
+        self, batch: Batch, rng: torch.Generator
+    ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch length"]]:
+        """What is hidden, document by document, and its weights."""
+        return draw_hidden(batch.documents.clamp_min(0), batch.graded, self.hiding, rng)
 
     def parts(self, batch: Batch) -> Int[Tensor, "batch length"]:
         """Which part of its document a token lies in: tokens of one part, here all, share one t."""

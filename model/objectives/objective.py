@@ -59,6 +59,20 @@ class Objective(Protocol):
         ...
 
 
+class Drawing(Objective, Protocol):
+    """An objective whose `corrupt` is `view` of what `draw` hides, so that others may draw for it or change what it reads."""
+
+    def draw(
+        self, batch: Batch, rng: torch.Generator
+    ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch length"]]:
+        """What is hidden, and the weight of every place in the loss."""
+        ...
+
+    def view(self, batch: Batch, hidden: Bool[Tensor, "batch length"], weights: Float[Tensor, "batch length"]) -> View:
+        """What the network reads when that is hidden."""
+        ...
+
+
 def weighted_cross_entropy(reading: Reading, view: View) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Sum of weight x cross-entropy (nats, in float32) and the number of right first guesses."""
     return (reading.cross_entropy * view.weights).sum(), (reading.first == view.targets).sum().float()

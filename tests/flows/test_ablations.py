@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from flows.ablations import jobs
+from tasks.ablation_measures import measured, steps_until
 from tasks.ablation_plan import read_plan
 from tests.conftest import ROOT, Checkout
 
@@ -87,6 +88,28 @@ def test_the_plan_of_the_repository_names_only_what_exists():
     assert len({job.key for job in others}) >= len(others) - 6  # two controls may be the same work under two questions
     stages = {stage.partition("@")[0] for job in (base, *others) for stage in job.stages}
     assert all((ROOT / f"tasks/{stage}.py").is_file() for stage in stages)
+
+
+def test_what_is_common_to_a_question_lies_under_its_arms_changes(tmp_path: Path):
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets/mini.yaml").write_text("{preset: mini, tune: {steps: 5, value: 0.0}, first: {}}")
+    plan = plan_of(common={"tune": {"steps": 9, "value": 7.0}})
+    _, others = jobs(tmp_path, plan, ["size"])
+    assert [job.params["tune"] for job in others[:2]] == [{"steps": 9, "value": 2.0}, {"steps": 9, "value": 1.0}]
+    with pytest.raises(ValueError, match="there is no question 'sizes'"):
+        jobs(tmp_path, plan, ["sizes"])
+
+
+def test_steps_are_counted_until_the_curve_is_where_the_controls_ended(tmp_path: Path):
+    assert steps_until([(10, 3.0), (20, 2.0), (30, 1.0)], 1.5) == 25
+    assert steps_until([(10, 1.0), (20, 0.5)], 1.0) == 10, "not earlier than it was looked at"
+    for arm, values in (("slow", "10,4\n20,3\n30,2\n"), ("fast", "10,3\n20,1\n"), ("never", "10,9\n")):
+        (tmp_path / arm / "data/curves").mkdir(parents=True)
+        (tmp_path / arm / "data/curves/tune.csv").write_text("step,bits\n" + values)
+    place = {"curve": "tune", "series": "bits", "until": "control"}
+    steps = [measured(place, {0: tmp_path / arm}, {0: tmp_path / "slow"})[0] for arm in ("slow", "fast", "never")]
+    assert steps == [30, 15, float("inf")]
+    assert measured(place, {0: tmp_path / "fast"}, {}) == {}
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from model.objectives.mask_noise import NoisyMasks
 from model.objectives.masked_diffusion import MaskedDiffusion
 from model.objectives.penalties import Penalties, repeats
 from model.objectives.variable_length import VariableLength, cut
+from model.objectives.within_row import WithinRow
 from model.text.batch import Batch
 
 
@@ -218,3 +219,25 @@ def test_a_token_never_repeats_another_documents():
 def test_contradictory_switches_are_refused_by_name(section, objective, message):
     with pytest.raises(ValueError, match=message):
         Recipe.from_section(section).check(objective, row_tokens=16, block_tokens=4)
+
+
+@pytest.mark.parametrize("base", [MaskedDiffusion(MASK, HidingConfig("iid_t", 0.3, 0.7)), BlockDiffusion(MASK, BLOCK)])
+def test_within_a_row_the_same_tokens_are_hidden_and_other_documents_are_read(base):
+    data, net = packed(), network()
+    inside, across = base.corrupt(data, rng(5)), WithinRow(base).corrupt(data, rng(5))
+    for name in ("source", "targets", "weights"):
+        ours, theirs = (torch.stack((view.source, getattr(view, name).to(view.source)), 1) for view in (across, inside))
+        assert torch.equal(ours[ours[:, 0].argsort()], theirs[theirs[:, 0].argsort()])
+    changed = replace(data, tokens=torch.where(data.documents == 0, (data.tokens + 1) % MASK, data.tokens))
+    costs = [
+        [per_token(net, objective.corrupt(each, rng(5)))[data.documents.flatten() == 1] for each in (data, changed)]
+        for objective in (base, WithinRow(base))
+    ]
+    assert torch.equal(*costs[0]) and not torch.allclose(*costs[1])
+
+
+def per_token(net, view) -> torch.Tensor:
+    """Cross-entropy of every hidden token at its place in the flattened batch of `packed()`, 0 elsewhere."""
+    states = net(view.tokens, view.positions, view.pattern, None, view.graded)
+    costs = torch.nn.functional.cross_entropy(net.head(states), view.targets, reduction="none")
+    return torch.zeros(40, dtype=costs.dtype).index_put((view.source,), costs.detach())

@@ -1,0 +1,107 @@
+"""What one measure of an ablation is, seed by seed, and its paired difference to the control."""
+
+import csv
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from model.benchmarks.records import correctness
+from model.benchmarks.scoring import Interval, paired_difference
+
+STUDENT = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}  # 97.5 %, by seeds
+
+
+def measured(place: list[str] | dict[str, str], folders: dict[int, Path], control: dict[int, Path]) -> dict[int, float]:
+    """The measure of every seed: a number of data/metrics, or the steps of a curve until it is where the control's ended."""
+    if isinstance(place, list):
+        return {seed: value_at(folder / "data/metrics" / place[0], place[1:]) for seed, folder in folders.items()}
+    name, series = f"data/curves/{place['curve']}.csv", place["series"]
+    ends = {seed: curve_of(folder / name, series)[-1][1] for seed, folder in control.items()}
+    return {
+        seed: steps_until(curve_of(folder / name, series), ends[seed])
+        for seed, folder in folders.items()
+        if seed in ends
+    }
+
+
+def curve_of(file: Path, series: str) -> list[tuple[float, float]]:
+    """(step, value) of one series of a stage's curve."""
+    with file.open(encoding="utf-8") as lines:
+        points = [(float(point["step"]), point.get(series)) for point in csv.DictReader(lines)]
+    return [(step, float(value)) for step, value in points if value]
+
+
+def steps_until(curve: list[tuple[float, float]], level: float) -> float:
+    """The step at which the curve is first at or below `level`, straight between its points; infinite where it never is.
+
+    A curve whose first point is low enough counts from that point: how much earlier it was there is not known.
+    """
+    for (before, high), (step, value) in zip([curve[0], *curve], curve, strict=False):
+        if value <= level:
+            return step if high <= level else before + (step - before) * (high - level) / (high - value)
+    return math.inf
+
+
+def value_at(file: Path, keys: list[str]) -> float:
+    """The number under nested keys of a JSON file; of `a or b` the first that is there."""
+    found: Any = json.loads(file.read_text(encoding="utf-8"))
+    for key in keys:
+        name = next((name for name in key.split(" or ") if name in found), None)
+        if name is None:
+            raise ValueError(f"{file} has no '{key}' (of {' > '.join(keys)}); it has {', '.join(map(str, found))}")
+        found = found[name]
+    return float(found)
+
+
+def by_seed(values: dict[int, float], reference: dict[int, float]) -> Interval | None:
+    """Mean difference over the seeds of both, with Student's 95 % interval; None with fewer than two."""
+    differences = [values[seed] - reference[seed] for seed in values if seed in reference]
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        return None
+    mean = statistics.fmean(differences)
+    spread = STUDENT[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5
+    return Interval(mean, mean - spread, mean + spread)
+
+
+def scores(question: dict[str, Any], done: dict[str, Any], control: dict[int, Path]) -> dict[str, dict]:
+    """Score at the question's operating point, and its paired difference to the control, item by item and seed by seed."""
+    found = {}
+    for arm, folders in done.items():
+        right = {seed: right_at(folder, *question["items"]) for seed, folder in folders.items()}
+        shared = sorted(set(folders) & set(control))
+        difference = None
+        if arm != question["control"] and len(shared) > 1:
+            theirs = {seed: right_at(control[seed], *question["items"]) for seed in shared}
+            difference = paired_difference(stacked(right, shared), stacked(theirs, shared))
+        values = {
+            seed: 100 * statistics.fmean(statistics.fmean(items) for items in one.values())
+            for seed, one in right.items()
+        }
+        found[arm] = {"values": values, "mean": statistics.fmean(values.values()), "difference": difference}
+    return found
+
+
+def right_at(folder: Path, instance: str, point: str) -> dict[str, list[float]]:
+    """Benchmark -> right or wrong per test question at one operating point."""
+    lines = (folder / f"data/samples/{instance}.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["point"] == point]
+    if not records:
+        raise ValueError(f"{folder}: {instance} was not evaluated at {point}; set it in the plan's `items`")
+    return correctness(records)
+
+
+def stacked(right: dict[int, dict[str, list[float]]], seeds: list[int]) -> dict[str, list[list[float]]]:
+    """Benchmark -> [seeds, items]."""
+    return {name: [right[seed][name] for seed in seeds] for name in right[seeds[0]]}
