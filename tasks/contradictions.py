@@ -35,6 +35,8 @@ def check_recipe(params: Mapping[str, Any]) -> None:
             recipe = Recipe.from_section(section)
             if row_tokens and block_tokens and objective:
                 recipe.check(objective, row_tokens, block_tokens)
+            if section.get("teacher_cache") is not None:
+                check_teacher_cache(recipe, section["teacher_cache"], rows.get("vocabulary_size"))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     if (params.get("prefer") or {}).get("models") and not (params.get("download") or {}).get("preferences"):
@@ -46,4 +48,19 @@ def check_recipe(params: Mapping[str, Any]) -> None:
         raise ValueError(
             f"evaluate.max_new_tokens {answers} is longer than tokenize.row_tokens {row_tokens}: no answer of that length was "
             "trained on; lower the first or raise the second"
+        )
+
+
+def check_teacher_cache(recipe: Recipe, settings: Any, vocabulary_size: int | None) -> None:
+    """ValueError where stored answers would be answers to something that training does not read."""
+    for key in ("block_curriculum", "ratio_curriculum", "mask_noise", "variable_length"):
+        if getattr(recipe, key):
+            raise ValueError(
+                f"teacher_cache and {key} exclude each other: a stored answer belongs to one mask of one row, and {key} changes "
+                "what is read from step to step; leave one of them out"
+            )
+    top_k = settings.get("top_k", 0) if isinstance(settings, Mapping) else 0
+    if vocabulary_size and isinstance(top_k, int) and top_k > vocabulary_size:
+        raise ValueError(
+            f"teacher_cache.top_k {top_k} is more than tokenize.vocabulary_size {vocabulary_size}: lower it"
         )

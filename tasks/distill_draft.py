@@ -7,7 +7,9 @@ from model.checkpoints.derive import LAYER_SUBSETS, layer_subset, narrowed
 from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.curricula import RECIPE_KEYS
 from model.network.transformer import Transformer
-from model.objectives.match_teacher import MatchTeacher
+from model.objectives.match_teacher import MatchStoredTeacher, MatchTeacher
+from model.objectives.objective import Objective
+from model.training.teacher_cache import TeacherCache, stored_answers
 from tasks.stage import Stage, run_stage
 from tasks.training import (
     OBJECTIVE_OF,
@@ -17,11 +19,13 @@ from tasks.training import (
     shard_of,
     source_of,
     train_stage,
+    training_config,
     training_device,
     training_objective,
+    training_rows,
 )
 
-METHOD_KEYS = ("layers", "which_layers", "student", "teacher_share", "direction", *RECIPE_KEYS)
+METHOD_KEYS = ("layers", "which_layers", "student", "teacher_share", "direction", "teacher_cache", *RECIPE_KEYS)
 
 
 def distill_draft(stage: Stage) -> None:
@@ -32,18 +36,25 @@ def distill_draft(stage: Stage) -> None:
     if stage.section.get("precision") == "bfloat16":  # the student keeps float32 weights, a frozen teacher needs none
         teaching = narrowed(teaching, shard_of(stage))
     base_name = OBJECTIVE_OF[teacher.config.attention]
-    share, direction = stage.section["teacher_share"], stage.section["direction"]
     objective = training_objective(
-        base_name,
-        teacher.config,
-        stage.section,
-        row_tokens(stage),
-        lambda base: MatchTeacher(base, teaching, share, direction),
+        base_name, teacher.config, stage.section, row_tokens(stage), lambda base: taught(stage, base, teaching)
     )
     validation = likelihood_objective(base_name, teacher.config)
     folder = teacher.folder
     del teacher  # the float32 weights go where a narrow copy teaches
     train_stage(stage, student, objective, validation, "instructions", METHOD_KEYS, folder)
+
+
+def taught(stage: Stage, base: Objective, teacher: Transformer) -> Objective:
+    """The base with the teacher beside it, or with what it said before training began."""
+    section = stage.section
+    mix = (section["teacher_share"], section["direction"])
+    if section.get("teacher_cache") is None:
+        return MatchTeacher(base, teacher, *mix)
+    settings, config = TeacherCache.from_section(section["teacher_cache"]), training_config(stage, METHOD_KEYS)
+    loader = training_rows(stage, "instructions", config.batch_rows)
+    answers = stored_answers(stage.root, settings, teacher, base, loader, config.steps, config.precision)
+    return MatchStoredTeacher(base, answers, *mix)
 
 
 def first_student(stage: Stage, teacher: Checkpoint) -> Transformer:

@@ -39,6 +39,7 @@ class TokenizeOptions:
     row_tokens: int = 128
     block_tokens: int = 16
     validation_fraction: float = 0.02
+    maximum_too_long_fraction: float = 0.01  # of a corpus' conversations; as many may be left out, more are refused
 
 
 def tokenize(stage: Stage) -> None:
@@ -50,6 +51,11 @@ def tokenize(stage: Stage) -> None:
         raise ValueError(
             f"tokenize.validation_fraction is {options.validation_fraction}; it must lie between 0 and 1, e.g. 0.02: training "
             "watches the loss on rows held out"
+        )
+    if not 0 <= options.maximum_too_long_fraction < 1:
+        raise ValueError(
+            f"tokenize.maximum_too_long_fraction is {options.maximum_too_long_fraction}; it must lie in [0, 1): a share of "
+            "conversations"
         )
     Layout(options.row_tokens, options.block_tokens, 1, 0, 0)  # refuses rows that are not whole blocks before any work
     corpora = find_corpora(stage.root / "data/validated")
@@ -138,20 +144,31 @@ def sample_texts(corpora: list[Corpus], options: TokenizeOptions) -> Iterator[st
                     yield from texts_of(row)
 
 
+def check_lengths(kind: str, name: str, meta: dict[str, dict[str, Any]], options: TokenizeOptions) -> None:
+    """ValueError where more conversations than allowed are longer than a row: nobody would know they are not learnt from."""
+    left_out = sum(meta[split]["too_long"] for split in SPLITS)
+    texts = sum(meta[split]["documents"] for split in SPLITS) // (2 if kind == "preferences" else 1) + left_out
+    if left_out <= options.maximum_too_long_fraction * texts:
+        return
+    longest = max((meta[split] for split in SPLITS), key=lambda one: one["longest_too_long_tokens"])
+    needed = -(-longest["longest_too_long_tokens"] // options.block_tokens) * options.block_tokens
+    what = "pairs (both answers share a row)" if kind == "preferences" else "conversations"
+    raise ValueError(
+        f"{left_out} of {texts} {what} of {kind}/{name} are longer than tokenize.row_tokens {options.row_tokens}, more than "
+        f"tokenize.maximum_too_long_fraction {options.maximum_too_long_fraction:g} allows to leave out; the longest, line "
+        f"{longest['longest_too_long_line']} of data/validated/{kind}/{name}.jsonl, needs {needed}. Raise row_tokens, or "
+        f"maximum_too_long_fraction, or leave the corpus out of download.{kind}"
+    )
+
+
 def check_rows(metas: dict[tuple[str, str], dict[str, Any]], options: TokenizeOptions) -> None:
-    """ValueError unless every corpus has training rows and every kind has validation rows."""
+    """ValueError unless conversations fit rows, every corpus has training rows and every kind has validation rows."""
     for (kind, name), meta in metas.items():
-        if meta["train"]["rows"]:
-            continue
-        if meta["train"]["too_long"]:
-            longest = max(meta[split]["longest_too_long_tokens"] for split in SPLITS)
+        check_lengths(kind, name, meta, options)
+        if not meta["train"]["rows"]:
             raise ValueError(
-                f"every conversation of {kind}/{name} is longer than tokenize.row_tokens ({options.row_tokens}); the longest has "
-                f"{longest} tokens. Raise row_tokens, or leave the corpus out of download.instructions"
+                f"{kind}/{name} gives no training row: its conversations hold no answer, or all of it was held out"
             )
-        raise ValueError(
-            f"{kind}/{name} gives no training row: its conversations hold no answer, or all of it was held out"
-        )
     for kind in [kind for kind in KINDS if any(kind == other for other, _ in metas)]:
         if not sum(meta["validation"]["rows"] for (other, _), meta in metas.items() if other == kind):
             raise ValueError(
@@ -171,6 +188,7 @@ def figures(meta: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
         "fill_fraction",
         "too_long",
         "longest_too_long_tokens",
+        "longest_too_long_line",
         "without_answer",
     )
     return {

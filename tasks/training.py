@@ -132,9 +132,8 @@ def train_stage(
 
     None: validation rows are of the same corpus, and the name is the instance's or the stage's.
     """
-    config = TrainingConfig.from_section(stage.section, (*method_keys, *LAUNCH_KEYS, "threads", "start_from"))
+    config = training_config(stage, method_keys)
     name = name or stage.instance or stage.name
-    rows, weights = token_folders(stage.root / "data/tokens", corpus)
     held_out = TokenRows(*token_folders(stage.root / "data/tokens", validated_on or corpus)[0]["validation"])
     written = held_out.layout.vocabulary_size
     if written > network.config.embedding_rows:
@@ -142,7 +141,7 @@ def train_stage(
             f"data/tokens holds ids of a vocabulary of {written}, the network has {network.config.embedding_rows} rows: they "
             "belong to different tokenizers; set tokenize.tokenizer to the checkpoint's"
         )
-    loader = RowLoader(list(zip(rows["train"], weights, strict=True)), config.batch_rows, stage.seed)
+    loader = training_rows(stage, corpus, config.batch_rows)
     trainer = Trainer(
         network,
         objective,
@@ -157,6 +156,17 @@ def train_stage(
     )
     progress = trainer.run()
     publish(stage, name, trainer.raw_network, tokenizer_folder, progress)
+
+
+def training_config(stage: Stage, method_keys: Iterable[str]) -> TrainingConfig:
+    """What the section says about the loop; ValueError for a key that neither loop nor method knows."""
+    return TrainingConfig.from_section(stage.section, (*method_keys, *LAUNCH_KEYS, "threads", "start_from"))
+
+
+def training_rows(stage: Stage, corpus: str, batch_rows: int) -> RowLoader:
+    """The training rows of a corpus kind, mixed by weight, in the order of the seed."""
+    rows, weights = token_folders(stage.root / "data/tokens", corpus)
+    return RowLoader(list(zip(rows["train"], weights, strict=True)), batch_rows, stage.seed)
 
 
 def row_tokens(stage: Stage) -> int:

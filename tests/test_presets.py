@@ -23,7 +23,7 @@ METHOD_KEYS = {
     "pretrain_diffusion": ("objective", *RECIPE_KEYS),
     "finetune_ar": (),
     "finetune_diffusion": ("objective", *RECIPE_KEYS),
-    "distill_draft": ("layers", "which_layers", "student", "teacher_share", "direction", *RECIPE_KEYS),
+    "distill_draft": ("layers", "which_layers", "student", "teacher_share", "direction", "teacher_cache", *RECIPE_KEYS),
     "prefer": ("models", "beta", "hiding"),
     "tune_cap": ("strength", "temperature", *RECIPE_KEYS),
 }

@@ -4,23 +4,35 @@ The published card writes KL(student || teacher) (`reverse`); KL(teacher || stud
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.nn import functional
 
 from model.network.transformer import Transformer
-from model.objectives.objective import Head, Objective, Terms, View
+from model.objectives.objective import Drawing, Head, Objective, Terms, View
+from model.objectives.stored_answers import StoredAnswers
 from model.text.batch import Batch
 
 DIRECTIONS = ("forward", "reverse")
 
 
+class Sides(NamedTuple):
+    """Log-probabilities of both over the same classes, and the teacher's first guesses."""
+
+    student: Float[Tensor, "graded classes"]
+    teacher: Float[Tensor, "graded classes"]
+    first: Int[Tensor, " graded"]
+
+
 @dataclass(frozen=True, eq=False)
-class MatchTeacher:
-    """The base hides tokens; the frozen teacher reads the same view and is asked at the hidden positions only."""
+class Matching:
+    """What both teachers share; the base hides tokens."""
 
     base: Objective
-    teacher: Transformer
+    teacher: Transformer | StoredAnswers
     teacher_share: float = 0.7
     direction: str = "forward"
 
@@ -31,7 +43,6 @@ class MatchTeacher:
             )
         if not 0.0 <= self.teacher_share <= 1.0:
             raise ValueError(f"teacher_share {self.teacher_share} must lie in [0, 1]")
-        self.teacher.eval().requires_grad_(False)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -44,22 +55,80 @@ class MatchTeacher:
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """Divergence and cross-entropy summed over hidden positions, unweighted (as published: a plain mean)."""
-        student_logits = head(hidden).float()
-        teacher_logits = self._teacher_logits(view)
-        student, teacher = functional.log_softmax(student_logits, -1), functional.log_softmax(teacher_logits, -1)
-        first, second = (teacher, student) if self.direction == "forward" else (student, teacher)
+        logits = head(hidden).float()
+        log_p = functional.log_softmax(logits, -1)
+        sides = self._sides(log_p, view)
+        first, second = (sides.teacher, sides.student) if self.direction == "forward" else sides[1::-1]
         divergence = (first.exp() * (first - second)).sum()
-        truth = functional.nll_loss(student, view.targets, reduction="sum")
-        agree = (student_logits.detach().argmax(-1) == teacher_logits.argmax(-1)).sum().float()
+        truth = functional.nll_loss(log_p, view.targets, reduction="sum")
+        agree = (logits.detach().argmax(-1) == sides.first).sum().float()
         count = torch.tensor(float(view.targets.numel()), device=hidden.device)
         return {"teacher": (divergence, count), "truth": (truth, count), "agreement": (agree, count)}
 
-    @torch.no_grad()
-    def _teacher_logits(self, view: View) -> torch.Tensor:
-        states = self.teacher(view.tokens, view.positions, view.pattern, view.embedding_noise, view.graded)
-        return self.teacher.head(states).float()
+    def _sides(self, log_p: Float[Tensor, "graded vocabulary"], view: View) -> Sides:
+        raise NotImplementedError
 
     def counts(self, view: View) -> dict[str, torch.Tensor]:
         """All terms count hidden positions."""
         count = torch.tensor(float(view.targets.numel()))
         return {"teacher": count, "truth": count, "agreement": count}
+
+
+@dataclass(frozen=True, eq=False)
+class MatchTeacher(Matching):
+    """The frozen teacher reads the same view in every step and is asked at the hidden positions only."""
+
+    teacher: Transformer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.teacher.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def logits(self, view: View) -> Float[Tensor, "graded vocabulary"]:
+        """The teacher's, in float32."""
+        states = self.teacher(view.tokens, view.positions, view.pattern, view.embedding_noise, view.graded)
+        return self.teacher.head(states).float()
+
+    def _sides(self, log_p, view: View) -> Sides:
+        logits = self.logits(view)
+        return Sides(log_p, functional.log_softmax(logits, -1), logits.argmax(-1))
+
+
+@dataclass(frozen=True)
+class AnsweredView(View):
+    """Also what the teacher said at every graded row."""
+
+    answers: tuple[Int[Tensor, "graded top_k"], Float[Tensor, "graded classes"]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MatchStoredTeacher(Matching):
+    """The teacher has answered before training began: its top k tokens, and one class for all others, on both sides."""
+
+    base: Drawing
+    teacher: StoredAnswers
+
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
+        """The view that the teacher read; nothing is drawn. Rows must know their numbers."""
+        assert batch.samples is not None
+        records = self.teacher.find(batch.samples)
+        hidden, weights = self.teacher.masks(records, batch.tokens.shape[1])
+        view = self.base.view(batch, hidden.to(batch.tokens.device), weights.to(batch.tokens.device))
+        assert view.source is not None
+        place = view.source.remainder(batch.tokens.numel())  # a complementary copy is a row of its own, or the same one
+        answers = self.teacher.answers(records, place.argsort().argsort().cpu())
+        return AnsweredView(**vars(view), answers=tuple(each.to(batch.tokens.device) for each in answers))
+
+    def _sides(self, log_p, view: View) -> Sides:
+        assert isinstance(view, AnsweredView) and view.answers is not None
+        ids, teacher = view.answers
+        return Sides(with_tail(log_p, ids), teacher, ids[:, 0])
+
+
+def with_tail(log_p: Float[Tensor, "rows vocabulary"], ids: Int[Tensor, "rows top_k"]) -> Float[Tensor, "rows classes"]:
+    """Log-probabilities of `ids` and, last, of all other tokens together; no such class where nothing is left."""
+    picked = log_p.gather(1, ids)
+    if ids.shape[1] == log_p.shape[1]:
+        return picked
+    return torch.cat((picked, log_p.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)), 1)

@@ -67,6 +67,7 @@ class Counts:
     bytes: int = 0
     too_long: int = 0
     longest_too_long_tokens: int = 0
+    longest_too_long_line: int = 0  # of the corpus, from 1
     without_answer: int = 0
 
 

@@ -82,7 +82,7 @@ class CorpusTokeniser:
         """meta.json of both splits. `advance` is told bytes of input as they are done, those of earlier starts included."""
         folders = {split: self.folder / corpus.kind / split / corpus.name for split in SPLITS}
         journal = self.work / f"{corpus.kind}-{corpus.name}.json"
-        noted = json.loads(journal.read_text()) if journal.exists() else {"offset": 0, "positions": {}}
+        noted = json.loads(journal.read_text()) if journal.exists() else {"offset": 0, "lines": 0, "positions": {}}
         writers = {split: RowWriter(folder, self.layout) for split, folder in folders.items()}
         for split, writer in writers.items():
             writer.restore(noted["positions"].get(split))
@@ -90,10 +90,13 @@ class CorpusTokeniser:
         packers = {split: packer(writer) for split, writer in writers.items()}
         advance(noted["offset"])
         part_began = before = noted["offset"]
+        done = noted["lines"]
         for rows, offset in read_lines(corpus.path, noted["offset"]):
             held_out = [is_validation(row, self.validation_fraction) for row in rows]
             for split, wanted in zip(SPLITS, (False, True), strict=True):
-                self._add(packers[split], [row for row, held in zip(rows, held_out, strict=True) if held == wanted])
+                mine = [number for number, held in enumerate(held_out) if held == wanted]
+                self._add(packers[split], [rows[number] for number in mine], [done + number + 1 for number in mine])
+            done += len(rows)
             advance(offset - before)
             before = offset
             if offset - part_began >= part_bytes:
@@ -101,13 +104,15 @@ class CorpusTokeniser:
                 for each in packers.values():
                     each.finish()
                 positions = {split: writer.position() for split, writer in writers.items()}
-                write_atomically(journal, {"offset": offset, "positions": positions})
+                write_atomically(journal, {"offset": offset, "lines": done, "positions": positions})
         for each in packers.values():
             each.finish()
         facts = {"kind": corpus.kind, "corpus": corpus.name, "weight": corpus.weight}
         return {split: writer.close(**facts, split=split) for split, writer in writers.items()}
 
-    def _add(self, packer: DocumentPacker | ConversationPacker | PairPacker, rows: list[dict[str, Any]]) -> None:
+    def _add(
+        self, packer: DocumentPacker | ConversationPacker | PairPacker, rows: list[dict[str, Any]], lines: list[int]
+    ) -> None:
         if not rows:
             return
         if isinstance(packer, DocumentPacker):
@@ -117,15 +122,19 @@ class CorpusTokeniser:
         if isinstance(packer, PairPacker):  # chosen and rejected in turn
             conversations = [row[side] for row in rows for side in ("chosen", "rejected")]
         else:
-            conversations = [answered(row["conversations"]) for row in rows]
-        packer.writer.counts.without_answer += sum(not turns for turns in conversations)
-        conversations = [turns for turns in conversations if turns]
-        if conversations:
-            ids, lengths, graded = encode_conversations(self.tokenizer, conversations, self.encoder)
-            sizes = [
-                sum(len(m["content"].encode()) for m in turns if m["role"] == "assistant") for turns in conversations
-            ]
-            packer.add(ids, lengths, graded, np.array(sizes, np.int64))
+            kept = [(answered(row["conversations"]), line) for row, line in zip(rows, lines, strict=True)]
+            packer.writer.counts.without_answer += sum(not turns for turns, _ in kept)
+            conversations, lines = [turns for turns, _ in kept if turns], [line for turns, line in kept if turns]
+        if not conversations:
+            return
+        ids, lengths, graded = encode_conversations(self.tokenizer, conversations, self.encoder)
+        sizes = [sum(len(m["content"].encode()) for m in turns if m["role"] == "assistant") for turns in conversations]
+        longest = packer.writer.counts.longest_too_long_tokens
+        packer.add(ids, lengths, graded, np.array(sizes, np.int64))
+        if packer.writer.counts.longest_too_long_tokens > longest:
+            tokens = lengths.reshape(len(lines), -1)  # of a pair, two
+            blocks = -(-tokens // self.layout.block_tokens) if tokens.shape[1] == 2 else tokens
+            packer.writer.counts.longest_too_long_line = lines[int(blocks.sum(1).argmax())]
 
 
 def answered(conversation: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from model.text.batch import Batch
-from model.text.packing import TokenRows
+from model.text.packing import Layout, TokenRows
 
 PERIOD_ROWS = 10_000  # in every so many rows each corpus has its exact share, hence weights are kept to 1 in 10,000
 _ROUNDS = 6
@@ -50,6 +50,11 @@ class RowLoader:
         return [TokenRows(folder) for folder, _ in self.folders_with_weights]
 
     @property
+    def layout(self) -> Layout:
+        """The shape of all rows."""
+        return self._corpora[0].layout
+
+    @property
     def num_rows(self) -> int:
         """Rows of all corpora together."""
         return sum(rows.num_rows for rows in self._corpora)
@@ -60,15 +65,29 @@ class RowLoader:
 
     def batch(self, step: int) -> Batch:
         """This part's rows of step `step` (from 0), cut to the longest row of the whole batch, a multiple of the block length."""
-        corpus, row = self._choose(np.arange(step * self.batch_rows, (step + 1) * self.batch_rows))
-        width = max(int(rows.lengths(row[corpus == index]).max(initial=0)) for index, rows in enumerate(self._corpora))
+        samples = self.samples(np.arange(step * self.batch_rows, (step + 1) * self.batch_rows))
         share = self.batch_rows // self.world
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        corpus, row = corpus[mine], row[mine]
+        return self.read(samples[self.rank * share : (self.rank + 1) * share], self._width(samples))
+
+    def read(self, samples: np.ndarray, width: int | None = None) -> Batch:
+        """The rows of `samples` [rows, 2] (see there), cut to `width` or to the longest of them."""
+        corpus, row = self._place(samples)
         order = np.argsort(corpus, kind="stable")
         parts = [rows.read(row[corpus == index]).tensors() for index, rows in enumerate(self._corpora)]
         back = torch.from_numpy(np.argsort(order))
-        return Batch(*(torch.cat(values)[back, :width].contiguous() for values in zip(*parts, strict=True)))
+        width = self._width(samples) if width is None else width
+        values = (torch.cat(values)[back, :width].contiguous() for values in zip(*parts, strict=True))
+        return Batch(*values, torch.from_numpy(samples))
+
+    def _width(self, samples: np.ndarray) -> int:
+        corpus, row = self._place(samples)
+        return max(int(rows.lengths(row[corpus == index]).max(initial=0)) for index, rows in enumerate(self._corpora))
+
+    def _place(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(corpus, row in it) of rows numbered through all corpora."""
+        ends = np.cumsum([rows.num_rows for rows in self._corpora])
+        corpus = np.searchsorted(ends, samples[:, 0], side="right")
+        return corpus, samples[:, 0] - np.concatenate(([0], ends))[corpus]
 
     def prefetch(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The batches of steps start_step .. stop_step - 1, the next two being read while the caller works on one."""
@@ -80,8 +99,8 @@ class RowLoader:
                     ahead.append(pool.submit(self.batch, step + 2))
                 yield batch
 
-    def _choose(self, counters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(corpus, row) of the given draws, counted from the first row of step 0."""
+    def samples(self, counters: np.ndarray) -> np.ndarray:
+        """[draws, 2]: row (numbered through all corpora) and epoch of the given draws, counted from the first row of step 0."""
         corpus, draw = np.empty_like(counters), np.empty_like(counters)
         for period in np.unique(counters // PERIOD_ROWS):
             here = counters // PERIOD_ROWS == period
@@ -92,14 +111,14 @@ class RowLoader:
                 taken = plan[places] == index
                 corpus[np.flatnonzero(here)[taken]] = index
                 draw[np.flatnonzero(here)[taken]] = period * quota + before[places[taken]]
-        row = np.empty_like(draw)
+        found, before = np.empty((len(counters), 2), np.int64), 0
         for index, rows in enumerate(self._corpora):
             mine = corpus == index
             epoch, place = np.divmod(draw[mine], rows.num_rows)
-            row[mine] = shuffled(
-                place, rows.num_rows, _mix(np.uint64(self.seed), np.uint64(index), epoch.astype(np.uint64))
-            )
-        return corpus, row
+            keys = _mix(np.uint64(self.seed), np.uint64(index), epoch.astype(np.uint64))
+            found[mine, 0], found[mine, 1] = shuffled(place, rows.num_rows, keys) + before, epoch
+            before += rows.num_rows
+        return found
 
     @cached_property
     def _quotas(self) -> np.ndarray:

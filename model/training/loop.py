@@ -186,7 +186,7 @@ class Trainer:
         rows = batch.tokens.shape[0] // parts
         views = []
         for index in range(parts):
-            piece = Batch(*(value[index * rows : (index + 1) * rows] for value in batch.tensors()))
+            piece = batch.rows(slice(index * rows, (index + 1) * rows))
             rng = seeded(self.seed, step, accelerator.process_index * parts + index)
             views.append(self.objective.corrupt(piece.to(accelerator.device), rng))
         return views

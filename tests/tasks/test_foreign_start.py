@@ -14,6 +14,7 @@ from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.text.packing import Layout, RowWriter
 from model.text.tokenizer import load_tokenizer, train_tokenizer
+from tasks.contradictions import check_recipe
 from tasks.convert_to_diffusion import convert_to_diffusion
 from tasks.distill_draft import distill_draft
 from tasks.fingerprint import fingerprint
@@ -111,6 +112,26 @@ def test_a_student_of_its_own_must_share_the_teachers_tokens_and_blocks(llada2: 
         distill_draft(stage(llada2, "distill_draft", section))
     with pytest.raises(ValueError, match="which_layers 'middle' must be one of first_and_last, even, last"):
         distill_draft(stage(llada2, "distill_draft", section | {"student": None, "which_layers": "middle"}))
+
+
+def test_a_draft_learns_from_answers_on_disk(llada2: Path) -> None:
+    section = TRAINING | {"layers": 2, "teacher_share": 1.0, "direction": "forward", "log_every_steps": 1}
+    first = {}
+    for name, more in (
+        ("asked", {}),
+        ("told", {"teacher_cache": {"top_k": 128}}),
+        ("again", {"teacher_cache": {"top_k": 128}}),
+    ):
+        distill_draft(stage(llada2, "distill_draft", section | more))
+        weights = load_checkpoint(llada2 / "data/models/distill_draft").network.state_dict()
+        first[name] = weights["layers.1.feed_forward.gate_up"]
+        shutil.rmtree(llada2 / "data/models/distill_draft")
+    assert torch.equal(first["told"], first["again"]) and not torch.equal(first["told"], first["asked"])
+    assert len(list((llada2 / ".work/teacher_cache").glob("*/meta.json"))) == 1
+    with pytest.raises(ValueError, match="teacher_cache and mask_noise exclude each other"):
+        check_recipe({"distill_draft": section | {"mask_noise": {"scale": 1.0, "steps": 1}, "teacher_cache": {}}})
+    with pytest.raises(ValueError, match=r"teacher_cache\.top_k 999 is more than tokenize\.vocabulary_size 128"):
+        check_recipe({"distill_draft": {"teacher_cache": {"top_k": 999}}, "tokenize": {"vocabulary_size": 128}})
 
 
 def test_every_switch_of_the_recipe_works_in_a_stage_and_leaves_its_terms_in_the_curve(llada2: Path) -> None:

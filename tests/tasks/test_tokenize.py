@@ -88,7 +88,11 @@ def test_a_tokenizer_folder_is_taken_as_it_is(small):
         ({"vocabulary_size": 200}, "vocabulary_size is 200; it must be at least 262"),
         ({"validation_fraction": 0.0}, "validation_fraction is 0.0; it must lie between 0 and 1"),
         ({"validation_fraction": 1e-9}, "holds out no row of pretrain: raise it"),
-        ({"row_tokens": 16}, r"every conversation of instructions/c is longer than tokenize.row_tokens \(16\)"),
+        (
+            {"row_tokens": 16},
+            r"(\d+) of \1 conversations of instructions/c are longer than tokenize.row_tokens 16, more",
+        ),
+        ({"maximum_too_long_fraction": 1.0}, r"maximum_too_long_fraction is 1.0; it must lie in \[0, 1\)"),
         ({"row_token": 16}, "unknown option 'row_token'.*Did you mean 'row_tokens'"),
         ({"tokenizer": "no/such/folder/at all"}, "cannot be loaded"),
     ],
@@ -106,3 +110,19 @@ def test_without_validated_rows_it_says_what_to_run(tmp_path):
     validated(tmp_path, {"a": []}, {})
     with pytest.raises(ValueError, match="no validated rows in pretrain/a"):
         tokenize(stage(tmp_path))
+
+
+def test_answers_longer_than_the_row_are_refused_by_file_and_line_or_left_out_as_far_as_was_allowed(small):
+    file = small / "data/validated/instructions/c.jsonl"
+    lines = file.read_text().splitlines()
+    for place, times in ((3, 20), (150, 40)):
+        row = json.loads(lines[place])
+        row["conversations"][-1]["content"] *= times
+        lines[place] = json.dumps(row)
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"2 of \d+ conversations.*maximum_too_long_fraction 0\.005.*line 151 of data"):
+        tokenize(stage(small, maximum_too_long_fraction=0.005))
+    tokenize(stage(small, maximum_too_long_fraction=0.01))
+    numbers = json.loads((small / "data/metrics/tokenize.json").read_text())["instructions/c"]
+    assert sum(numbers[split]["too_long"] for split in numbers) == 2
+    assert 151 in {numbers[split]["longest_too_long_line"] for split in numbers}
