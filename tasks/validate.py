@@ -111,16 +111,16 @@ def _rows(
     root: Path, entry: Mapping[str, Any], row_options: RowOptions, options: ValidateOptions, totals: Totals
 ) -> Iterator[tuple[str, Row]]:
     """(path, row) over the files of a corpus; a file that breaks is noted in `totals` and the next one is read."""
-    column = row_options.conversations_field if entry["kind"] == "instructions" else row_options.text_field
+    columns, optional = row_options.columns(entry["kind"])
     for record in (file for source in entry["sources"] for file in source["files"]):
         name = f"data/raw/{record['path']}"
         if not (root / name).is_file():
             raise ValueError(f"{name} is in the manifest but not on disk: run download again.")
         try:
-            if entry["kind"] == "preferences" and name.lower().endswith(".parquet"):
-                raise UnreadableFile("is parquet, and preferences are read from jsonl: convert it")
-            for row in read_rows(root / name, column, row_options.txt_rows, options.maximum_line_bytes):
-                yield name, row
+            yield from (
+                (name, row)
+                for row in read_rows(root / name, columns, row_options.txt_rows, options.maximum_line_bytes, optional)
+            )
         except UnreadableFile as error:
             totals.unreadable[name] = str(error)
 

@@ -33,16 +33,14 @@ class HubOptions(RowOptions):
 
 
 class HubCorpus:
-    """Rows of one split, only the column that training reads."""
+    """Rows of one split, only the columns that training reads."""
 
     def __init__(self, kind: str, name: str, options: Mapping[str, Any], context: CorpusContext) -> None:
         self.where, self.context = f"download.{kind}.{name}", context
-        if kind == "preferences":
-            raise ValueError(f"{self.where}.source is hub: preferences come from toy_world or files (jsonl).")
         if kind == "benchmarks":
             raise ValueError("download.benchmarks.source is hub: benchmarks come from toy_world or files.")
         self.options = read_options(HubOptions, options, self.where)
-        self.column = self.options.text_field if kind == "pretrain" else self.options.conversations_field
+        self.columns, self.optional = self.options.columns(kind)
         if not self.options.path:
             raise ValueError(f"{self.where}.path is missing: write the dataset's name on the hub, as in org/name.")
         if self.options.rows is not None and self.options.rows < 1:
@@ -76,7 +74,12 @@ class HubCorpus:
             "name": self.options.name,
             "split": self.options.split,
         }
-        asked = {**details, "rows": self.options.rows, "column": self.column, "shard_rows": SHARD_ROWS}
+        asked = {
+            **details,
+            "rows": self.options.rows,
+            "column": list(self.columns + self.optional),
+            "shard_rows": SHARD_ROWS,
+        }
         return [Source("rows", identity_of(asked), None, details)]
 
     def fetch(self, source: Source, folder: Path) -> None:
@@ -99,9 +102,9 @@ class HubCorpus:
 
     def _chosen(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         for row in rows:
-            if self.column not in row:
-                raise ValueError(f"there is no column '{self.column}'; its columns are {', '.join(row)}")
-            yield {self.column: row[self.column]}
+            if absent := [column for column in self.columns if column not in row]:
+                raise ValueError(f"there is no column '{absent[0]}'; its columns are {', '.join(row)}")
+            yield {column: row[column] for column in (*self.columns, *self.optional) if column in row}
 
     def _commit(self) -> str:
         revision = str(self.options.revision)

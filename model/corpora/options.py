@@ -26,6 +26,12 @@ class RowOptions:
     txt_rows: str = "paragraphs"  # what one document of a .txt file is: paragraphs (split at blank lines), lines, files
     license: str | None = None  # of the text, as SPDX names it; a retrained model is not promoted while nobody says
 
+    def columns(self, kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The fields that a row of the kind must have, and those that it may have."""
+        if kind == "preferences":
+            return (self.chosen_field, self.rejected_field), (self.prompt_field,)
+        return (self.conversations_field if kind == "instructions" else self.text_field,), ()
+
 
 def read_options(kind: type[OptionsType], written: Mapping[str, Any], where: str) -> OptionsType:
     """`kind(**written)`; ValueError that names the place and the nearest known key, or the type that was expected."""

@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,10 +33,12 @@ class Row:
     cut: str = ""
 
 
-def read_rows(path: Path, column: str, txt_rows: str, maximum_line_bytes: int) -> Iterator[Row]:
+def read_rows(
+    path: Path, columns: Sequence[str], txt_rows: str, maximum_line_bytes: int, optional: Sequence[str] = ()
+) -> Iterator[Row]:
     """Every row of a .jsonl, .json, .txt or .parquet file (.gz and .zst too); UnreadableFile at the point where it breaks.
 
-    `column` is the only parquet column read, and the field under which a document of a .txt file is put.
+    Of a parquet file `columns` are read, and of `optional` those that are there; a document of a .txt file is put under the first.
     A blank line of a jsonl file comes out with the reason `blank_line`: it is nobody's row, but it is counted.
     """
     name = path.name.lower()
@@ -44,12 +46,12 @@ def read_rows(path: Path, column: str, txt_rows: str, maximum_line_bytes: int) -
         raise UnreadableFile("is empty (0 bytes): fill or remove it")
     try:
         if name.endswith(".parquet"):
-            yield from _parquet_rows(path, column)
+            yield from _parquet_rows(path, columns, optional)
             return
         with _open(path) as stream:
             _refuse_other_formats(stream, name)
             if name.removesuffix(".gz").removesuffix(".zst").endswith(".txt"):
-                yield from _txt_rows(stream, column, txt_rows, maximum_line_bytes)
+                yield from _txt_rows(stream, columns[0], txt_rows, maximum_line_bytes)
             else:
                 yield from _json_rows(stream, maximum_line_bytes)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -165,33 +167,35 @@ def _txt_rows(stream: BinaryIO, column: str, txt_rows: str, limit: int) -> Itera
         raise UnreadableFile("holds only blank lines: fill or remove it")
 
 
-def _parquet_rows(path: Path, column: str) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names
-            if column not in names:
+            if absent := [column for column in columns if column not in names]:
                 raise UnreadableFile(
-                    f"has no column '{column}'; its columns are {', '.join(names)}: set text_field or conversations_field"
+                    f"has no column '{absent[0]}'; its columns are {', '.join(names)}: set the name of the field "
+                    "(text_field, conversations_field, chosen_field, rejected_field) under the corpus in download"
                 )
+            wanted = [*columns, *(column for column in optional if column in names)]
             if table.metadata.num_rows == 0:
                 raise UnreadableFile("holds no rows: fill or remove it")
             number = 0
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=[column]):
-                for value in batch.column(0):
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=wanted):
+                for values in zip(*(batch.column(column) for column in wanted), strict=True):
                     number += 1
-                    yield _parquet_row(number, column, value)
+                    yield _parquet_row(number, dict(zip(wanted, values, strict=True)))
     except pyarrow.ArrowException as error:
         raise UnreadableFile(
             f"is no parquet file, or a damaged one ({str(error)[:120]}): copy or download it again"
         ) from error
 
 
-def _parquet_row(number: int, column: str, value: Any) -> Row:
+def _parquet_row(number: int, values: dict[str, Any]) -> Row:
     try:
-        return Row(number, {column: value.as_py()})
+        return Row(number, {column: value.as_py() for column, value in values.items()})
     except UnicodeDecodeError as error:
         return Row(number, reason="invalid_utf8", detail=f"byte {error.start} of the value")
 

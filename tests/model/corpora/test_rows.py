@@ -15,7 +15,7 @@ LIMIT = 1 << 20
 
 
 def rows_of(path: Path, txt_rows: str = "paragraphs", limit: int = LIMIT) -> list[Row]:
-    return list(read_rows(path, "text", txt_rows, limit))
+    return list(read_rows(path, ("text",), txt_rows, limit))
 
 
 def lines(*texts: str) -> bytes:
@@ -60,7 +60,7 @@ def test_a_last_line_without_its_newline_is_a_row(tmp_path):
 def test_a_line_of_5_megabytes_loses_only_itself_and_is_never_held(tmp_path, ending):
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(compress(lines("one") + lines("x" * 5_000_000) + lines("two"), ending))
-    list(read_rows(path, "text", "paragraphs", LIMIT // 8))
+    list(read_rows(path, ("text",), "paragraphs", LIMIT // 8))
     tracemalloc.start()
     found = rows_of(path, limit=LIMIT // 8)
     peak = tracemalloc.get_traced_memory()[1]
@@ -129,7 +129,7 @@ def test_rows_before_the_break_of_a_truncated_file_still_come_out(tmp_path):
         path.write_bytes(whole[: len(whole) * 3 // 4])
         seen = []
         with pytest.raises(UnreadableFile, match=r"truncated|to its end"):
-            for row in read_rows(path, "text", "paragraphs", LIMIT):
+            for row in read_rows(path, ("text",), "paragraphs", LIMIT):
                 seen.append(row)
         assert seen and all(row.value["text"] == texts[row.number - 1] for row in seen if not row.reason)
 
