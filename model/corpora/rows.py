@@ -38,7 +38,7 @@ def read_rows(
 ) -> Iterator[Row]:
     """Every row of a .jsonl, .json, .txt or .parquet file (.gz and .zst too); UnreadableFile at the point where it breaks.
 
-    Of a parquet file `columns` are read, and of `optional` those that are there; a document of a .txt file is put under the first.
+    Of a parquet file `columns` are read, and `optional` ones that are there; a document of a .txt file is put under the first.
     A blank line of a jsonl file comes out with the reason `blank_line`: it is nobody's row, but it is counted.
     """
     name = path.name.lower()
