@@ -24,6 +24,7 @@ from model.network.transformer import num_parameters
 from model.samplers.decode import make_decoder
 from model.samplers.results import Decoded, flop_speed_up
 from model.text.tokenizer import load_tokenizer
+from tasks.draft_agreement import agreement
 from tasks.guessing import DRAFT, SpeculateConfig, make_guesser
 from tasks.speculation_costs import costs_of, measure_costs
 from tasks.stage import Stage, run_stage
@@ -68,6 +69,13 @@ class Decoding:
         answers = decoder(self.prompts, config.max_new_tokens)
         return answers, time.perf_counter() - started
 
+    def agreement(self, target: str, policy: str) -> dict[str, float]:
+        """How often the draft's first guess is what the target, decoding plainly, reveals."""
+        config, steps = self.config, []
+        decoder = make_decoder(self.models[target].network, config.policies[policy], config.batch_rows)
+        decoder(self.prompts, config.max_new_tokens, observer=steps.append)
+        return agreement(self.models[DRAFT].network, self.prompts, steps, config.max_new_tokens, config.batch_rows)
+
     def doubled(self, indices: list[int]) -> "Decoding":
         """The same in float64, for some of the prompts."""
         models = {
@@ -90,6 +98,7 @@ def speculate(stage: Stage) -> None:
     share = num_parameters(models[DRAFT].network) / num_parameters(models[TARGETS[0]].network)
     rows: list[dict[str, Any]] = []
     timed: list[dict[str, Any]] = []
+    agreements: list[dict[str, Any]] = []
     for target in TARGETS:
         costs = [
             measure_costs(models[target].network, models[DRAFT].network, prompts[:count], config.depths)
@@ -97,7 +106,14 @@ def speculate(stage: Stage) -> None:
         ]
         for policy in config.policies:
             plain, plain_seconds = decoding.run(target, policy)
-            stage.tracker.log_metrics({f"spec/{target}/{policy}/plain_seconds": plain_seconds})
+            agreed = decoding.agreement(target, policy)
+            agreements.append({"target": target, "policy": policy, **agreed})
+            stage.tracker.log_metrics(
+                {
+                    f"spec/{target}/{policy}/plain_seconds": plain_seconds,
+                    f"spec/{target}/{policy}/agreement": agreed["value"],
+                }
+            )
             for source in config.sources:
                 for setting in settings(target, policy, source, config):
                     found, seconds = decoding.run(**vars(setting))
@@ -109,7 +125,7 @@ def speculate(stage: Stage) -> None:
                     print(summary(rows[-1], timed[-1]), flush=True)
     write_costs(stage, timed)
     figures = {"num_prompts": len(prompts), "max_new_tokens": config.max_new_tokens, "width": config.width}
-    publish_metrics(stage, stage.name, figures | {"rows": rows})
+    publish_metrics(stage, stage.name, figures | {"rows": rows, "agreement": agreements})
 
 
 def settings(target: str, policy: str, source: str, config: SpeculateConfig) -> list[Setting]:

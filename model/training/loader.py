@@ -1,6 +1,7 @@
 """Batches of packed rows as a pure function of (seed, step): resuming a run needs no loader state."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -138,6 +139,17 @@ class RowLoader:
             return plan
         key = _mix(np.uint64(self.seed), np.uint64(2**32 + period), np.arange(PERIOD_ROWS, dtype=np.uint64))
         return plan[np.argsort(key, kind="stable")]
+
+
+def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Every batch with the seconds that one waited for it."""
+    source = iter(batches)
+    while True:
+        began = time.perf_counter()
+        batch = next(source, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - began
 
 
 def shuffled(places: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from model.text.packing import TokenRows
 from model.training.best_weights import BestWeights
 from model.training.config import TrainingConfig
 from model.training.expert_load import ExpertLoads
-from model.training.loader import RowLoader
+from model.training.loader import RowLoader, timed
 from model.training.optimizer import learning_rate_factor, make_optimizers
 from model.training.sharding import load_shards, processes, save_shards, sharding
 from model.training.tracker import Tracker
@@ -120,10 +120,11 @@ class Trainer:
         window = _Window()
         batches = self.loader.prefetch(progress.step, config.steps)
         with bar:
-            for batch in batches:
+            for batch, waited in timed(batches):
                 if progress.stopped_early:
                     break
-                window.add(self._step(batch), int((batch.documents >= 0).sum()) * self.accelerator.num_processes)
+                tokens = int((batch.documents >= 0).sum()) * self.accelerator.num_processes
+                window.add(self._step(batch), tokens, waited)
                 progress.step += 1
                 bar.update()
                 if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
@@ -283,7 +284,8 @@ class Trainer:
         self.tracker.log_metrics(
             {
                 **{f"train/{name}": value for name, value in means.items()},
-                "train/tokens_per_second": window.tokens_per_second(),
+                "train/tokens_per_second": window.tokens / window.seconds(),
+                "train/loader_wait_fraction": window.waited / window.seconds(),
             },
             step=self.progress.step,
         )
@@ -340,17 +342,19 @@ class _Window:
 
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
-        self.tokens, self.started = 0, time.perf_counter()
+        self.tokens, self.waited, self.started = 0, 0.0, time.perf_counter()
 
-    def add(self, values: dict[str, float], tokens: int) -> None:
+    def add(self, values: dict[str, float], tokens: int, waited: float) -> None:
+        """A step's values, its real tokens, and the seconds that it waited for its batch."""
         self.values.append(values)
         self.tokens += tokens
+        self.waited += waited
 
     def means(self) -> dict[str, float]:
         return {name: sum(v[name] for v in self.values) / len(self.values) for name in self.values[0]}
 
-    def tokens_per_second(self) -> float:
-        return self.tokens / (time.perf_counter() - self.started)
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
 
 
 def _resume_points(work: Path) -> list[Path]:

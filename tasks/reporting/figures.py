@@ -3,6 +3,7 @@
 from typing import Any
 
 from tasks.reporting.comparison import compare
+from tasks.reporting.goals import goals
 from tasks.reporting.inputs import TRAINED, Inputs
 
 # LLaDA 2.0 report (arXiv:2512.15745), model cards, and arXiv:2509.26488. Their tokens per forward may count other forwards.
@@ -16,9 +17,11 @@ PUBLISHED = (
 
 def gather(inputs: Inputs, preset: str) -> dict[str, Any]:
     """Everything the report says in numbers, rounded to what carries meaning; nothing in it differs between equal runs."""
+    compared = compare(inputs)
     figures = {
         "preset": preset,
-        **compare(inputs),
+        **compared,
+        "goals": goals(compared, inputs),
         "training": {stage: training_row(inputs, stage) for stage in TRAINED},
         "speculation": inputs.metrics["speculate"],
         "data": data_figures(inputs),

@@ -17,6 +17,7 @@ def render(figures: dict[str, Any], inputs: Inputs) -> str:
         titles=TITLES,
         trained=TRAINED,
         headlines=headlines(figures),
+        goals=[wording.goal_cells(one) for one in figures["goals"]],
         cap=wording.cap_sentences(figures["cap"]),
         truncation=wording.truncation_sentence(figures["models"]),
         speculation=wording.speculation_sentence(figures["speculation"]),

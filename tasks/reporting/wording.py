@@ -55,6 +55,15 @@ def cap_sentences(cap: dict[str, Any]) -> list[str]:
     return sentences
 
 
+def goal_cells(one: dict[str, Any]) -> list[str]:
+    """What, measured, goal, published, verdict."""
+    digits = 1 if one["unit"] == "points" else 2
+    unit = {"x": "x", "points": " points", "": ""}[one["unit"]]
+    measured = interval(one["measured"], digits) + (unit if one["measured"] else "")
+    verdict = f"{one['verdict']}; {one['remark']}" if one["remark"] else one["verdict"]
+    return [one["what"], measured, f"at least {one['least']:g}{unit}", one["published"] or NONE, verdict]
+
+
 def speculation_sentence(speculation: dict[str, Any]) -> str:
     """Whether output stayed the same, and the most that was saved under each policy."""
     rows = speculation["rows"]
@@ -124,6 +133,7 @@ def as_text(figures: dict[str, Any]) -> str:
             "",
             "CAP: " + "\n     ".join(cap_sentences(figures["cap"])),
             "Speculative decoding: " + speculation_sentence(figures["speculation"]),
+            *("{0}: {1}, {2}: {4}".format(*goal_cells(one)) for one in figures["goals"]),
             "",
         ]
     )

@@ -43,7 +43,13 @@ def write_everything(root: Path, items: int = 12) -> None:
              "too_long": 3, "longest_too_long_tokens": 140, "without_answer": 0, "bytes_per_token": 3.1}  # fmt: skip
     splits = {"train": split, "validation": split}
     write_json(root, "metrics/tokenize.json", {"vocabulary_size": 512, **dict.fromkeys(names, splits)})
-    write_json(root, "metrics/speculate.json", {"num_prompts": 96, "max_new_tokens": 96, "rows": speculation_rows()})
+    agreement = [
+        {"target": target, "policy": policy, "value": value, "low": value - 0.02, "high": value + 0.02, "tokens": 4000}
+        for target in ("finetune_diffusion", "tune_cap")
+        for policy, value in (("one_token", 0.93), ("threshold_0.9", 0.91))
+    ]
+    figures = {"num_prompts": 96, "max_new_tokens": 96, "rows": speculation_rows(), "agreement": agreement}
+    write_json(root, "metrics/speculate.json", figures)
 
 
 def write_evaluation(root: Path, instance: str, ids: list[int], items: int) -> None:

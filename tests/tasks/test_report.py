@@ -13,6 +13,7 @@ import report_world
 from tasks import report
 from tasks.reporting.charts import speculation_charts
 from tasks.reporting.comparison import compare, forwards_ratio, trade_off
+from tasks.reporting.goals import curve_gap, goal
 from tasks.reporting.inputs import MODELS, read_inputs
 from tasks.reporting.pieces import cut, marks_of
 from tasks.reporting.samples import choose
@@ -282,6 +283,35 @@ def test_the_samples_show_right_and_wrong_answers_of_different_benchmarks(finish
     chosen = choose(sides)
     assert len(set(chosen)) == 6 and len({benchmark for benchmark, _ in chosen}) == 4
     assert {side[key]["right"] for side in sides for key in chosen} == {0.0, 1.0}
+
+
+def test_goals_are_met_or_missed_only_where_the_whole_interval_lies_on_one_side(files: dict[str, str]) -> None:
+    figures = json.loads(files["report.json"])
+    ratio, gap, distance, one, many = figures["goals"]
+    assert ratio["measured"]["value"] == figures["cap"]["ratios"]["finetune_diffusion"]["value"]
+    ar = next(row["difference_to_sft"] for row in figures["models"] if row["instance"] == "finetune_ar")
+    assert distance["measured"] == {"value": -ar["value"], "low": -ar["high"], "high": -ar["low"]}
+    assert (one["verdict"], many["verdict"]) == ("met", "not resolved")
+    assert one["remark"] == "whole states matched at depth 1, 2, ...: 83 %, 69 %, 57 %, 47 %"
+    assert goal("", {"value": 0.5, "low": 0.4, "high": 0.6}, 0.61, "", None)["verdict"] == "missed"
+    assert goal("", None, 0.0, "", None)["verdict"] == "not resolved"
+    assert gap["measured"]["low"] < gap["measured"]["value"] < gap["measured"]["high"]
+    for row in figures["goals"]:
+        assert row["what"].replace("'", "&#39;") in files["report.html"] and row["what"] in files["table.txt"]
+
+
+def test_a_curve_is_compared_at_equal_tokens_per_forward() -> None:
+    def curve(*points: tuple[float, float]) -> dict:
+        values = [
+            {"tokens_per_forward": {"value": tpf}, "score": {"value": score, "low": score - 1, "high": score + 1}}
+            for tpf, score in points
+        ]
+        return {"points": values}
+
+    curves = {"finetune_diffusion": curve((2.0, 80.0), (3.0, 70.0))}
+    curves["tune_cap"] = curve((1.0, 50.0), (2.5, 76.0), (2.8, 71.0), (4.0, 10.0))
+    assert curve_gap(curves) == pytest.approx({"value": -1.0, "low": -3.0, "high": 1.0})
+    assert curve_gap(curves | {"tune_cap": curve((4.0, 60.0))}) is None
 
 
 def test_what_models_write_cannot_become_markup(root: Path) -> None:

@@ -194,3 +194,21 @@ def test_a_branch_of_the_hub_becomes_a_commit_and_its_rows_stream_in(tmp_path):
 def test_without_a_hub_the_message_says_what_to_do(tmp_path):
     printed, _ = ask_hub(tmp_path, "http://127.0.0.1:9", "org/name")
     assert "refused: download.pretrain.web: cannot read org/name" in printed and "without a network" in printed
+
+
+def test_pairs_come_with_their_prompt_where_there_is_one(dataset, tmp_path):
+    rows = [{"id": n, "question": f"{n}?", "good": "yes", "bad": "no"} for n in range(3)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), dataset / "train.parquet")
+    names = {"chosen_field": "good", "rejected_field": "bad"}
+    for prompt, fields in (("question", ("good", "bad", "question")), ("prompt", ("good", "bad"))):
+        out = tmp_path / prompt
+        out.mkdir()
+        pairs = corpus(tmp_path, "preferences", path="set", prompt_field=prompt, **names)
+        pairs.fetch(pairs.look()[0], out)
+        (text,) = shards_of(out).values()
+        assert [json.loads(line) for line in text.splitlines()] == [
+            {name: row[name] for name in fields} for row in rows
+        ]
+    wrong = corpus(tmp_path, "preferences", path="set")
+    with pytest.raises(ValueError, match="no column 'chosen'; its columns are id, question, good, bad"):
+        wrong.fetch(wrong.look()[0], tmp_path)

@@ -154,6 +154,15 @@ def test_a_file_that_is_not_what_its_name_says_is_refused_whole(tmp_path, name, 
         rows_of(tmp_path / name)
 
 
+def test_several_columns_of_a_parquet_file_come_together_and_optional_ones_where_they_are(tmp_path):
+    rows = [{"chosen": "yes", "rejected": "no", "prompt": f"{n}?", "other": n} for n in range(300)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = list(read_rows(tmp_path / "a.parquet", ("chosen", "rejected"), "paragraphs", LIMIT, ("prompt", "absent")))
+    assert [row.value for row in found] == [{key: row[key] for key in ("chosen", "rejected", "prompt")} for row in rows]
+    with pytest.raises(UnreadableFile, match=r"no column 'better'.*chosen_field"):
+        list(read_rows(tmp_path / "a.parquet", ("chosen", "better"), "paragraphs", LIMIT))
+
+
 def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"content": ["one"]}), tmp_path / "a.parquet")
     with pytest.raises(UnreadableFile, match="no column 'text'; its columns are content"):

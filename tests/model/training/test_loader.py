@@ -1,4 +1,5 @@
 import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from model.text.packers import DocumentPacker
 from model.text.packing import Layout, RowWriter, TokenRows
-from model.training.loader import PERIOD_ROWS, RowLoader, shuffled
+from model.training.loader import PERIOD_ROWS, RowLoader, shuffled, timed
 
 LAYOUT = Layout(row_tokens=16, block_tokens=4, vocabulary_size=70_000, eos_id=0, pad_id=1)
 
@@ -148,3 +149,15 @@ def test_what_cannot_be_loaded_is_refused(tmp_path):
         RowLoader([(folder, 0.0)], 2, 0)
     with pytest.raises(ValueError, match="batch_rows 5 cannot be shared evenly by 2"):
         RowLoader([(folder, 1.0)], 5, 0).fraction(0, 2)
+
+
+def test_the_time_that_a_step_waits_for_its_batch_is_told(tmp_path):
+    loader = RowLoader([(corpus(tmp_path, 10, 24), 1.0)], batch_rows=6, seed=3)
+
+    def slow():
+        for number, batch in enumerate(loader.prefetch(0, 3)):
+            time.sleep(0.1 if number == 1 else 0.0)
+            yield batch
+
+    waits = [waited for batch, waited in timed(slow()) if same(batch, batch)]
+    assert len(waits) == 3 and waits[1] >= 0.1 and waits[1] > 3 * waits[2]
