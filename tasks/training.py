@@ -127,10 +127,13 @@ def train_stage(
     tokenizer_folder: Path,
     validated_on: str | None = None,
     name: str | None = None,
+    own_rows: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains on data/tokens/<corpus> and publishes data/models, data/curves and data/metrics under `name`.
 
-    None: validation rows are of the same corpus, and the name is the instance's or the stage's.
+    None: validation rows are of the same corpus, and the name is the instance's or the stage's. `own_rows`, a folder that the
+    stage made, is trained on instead of the corpus; `facts` go into the metrics.
     """
     config = training_config(stage, method_keys)
     name = name or stage.instance or stage.name
@@ -142,6 +145,8 @@ def train_stage(
             "belong to different tokenizers; set tokenize.tokenizer to the checkpoint's"
         )
     loader = training_rows(stage, corpus, config.batch_rows)
+    if own_rows:
+        loader = replace(loader, folders_with_weights=[(own_rows, 1.0)])
     trainer = Trainer(
         network,
         objective,
@@ -155,7 +160,7 @@ def train_stage(
         stage.address,
     )
     progress = trainer.run()
-    publish(stage, name, trainer.raw_network, tokenizer_folder, progress)
+    publish(stage, name, trainer.raw_network, tokenizer_folder, progress, facts or {})
 
 
 def training_config(stage: Stage, method_keys: Iterable[str]) -> TrainingConfig:
@@ -183,8 +188,15 @@ def token_folders(tokens: Path, corpus: str) -> tuple[dict[str, list[Path]], lis
     return {split: [tokens / corpus / split / name for name in names] for split in ("train", "validation")}, weights
 
 
-def publish(stage: Stage, name: str, network: Transformer, tokenizer_folder: Path, progress: Progress) -> None:
-    """Checkpoint, deterministic curve and deterministic numbers of a finished training run."""
+def publish(
+    stage: Stage,
+    name: str,
+    network: Transformer,
+    tokenizer_folder: Path,
+    progress: Progress,
+    facts: Mapping[str, Any],
+) -> None:
+    """Checkpoint, deterministic curve and deterministic numbers (the `facts` too) of a finished training run."""
     made = stage.work / "checkpoint"
     is_first = processes().is_main_process
     if is_first or is_sharded(network):  # all of those that share it give their parts
@@ -208,6 +220,7 @@ def publish(stage: Stage, name: str, network: Transformer, tokenizer_folder: Pat
             "steps": progress.step,
             "stopped_early": progress.stopped_early,
             "parameters": num_parameters(network),
+            **facts,
             **last_values(progress),
         },
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 
 from model.benchmarks.sandbox import Sandbox
+
+# Numbers alone and together: what a program over a list of small numbers keeps, changes and makes of it shows in these.
+_PROBES = [[number] for number in range(25)] + [list(range(24, -1, -1)), [7, 3, 3, 12, 0, 8], []]
 
 
 class SandboxJudge:
@@ -31,11 +35,41 @@ class SandboxJudge:
         end = secrets.token_hex(8)
         return self._printed(f"{program}\n{tests}\nprint({end!r})\n").endswith(f"{end}\n")
 
+    def ends_alike(self, reference: str, text: str) -> bool:
+        """Whether an answer ends as the marked reference does: in the same words, or in a program over `xs` that does the same.
+
+        False where either marks no final answer (####).
+        """
+        from model.corpora.toy_world import final_answer, program_of
+
+        wanted, found = final_answer(reference), final_answer(text)
+        if wanted is None or found is None:
+            return False
+        if _plain(wanted) == _plain(found):
+            return True
+        if "xs" not in wanted:
+            return False
+        printed = [self._printed_before(_probed(program_of(each))) for each in (reference, text)]
+        return bool(printed[0]) and printed[0] == printed[1]
+
     def _printed(self, source: str) -> str:
         if self._sandbox is None:
             self._sandbox = self._stack.enter_context(Sandbox())
         result = self._sandbox.run(source)
         return result.stdout if result.succeeded else ""
+
+
+def _plain(final: str) -> str:
+    """A final answer without what does not matter: case, spaces, the commas and the dollar sign of a number."""
+    text = "".join(final.casefold().split()).translate(str.maketrans("，、", ",,"))
+    is_number = re.fullmatch(r"-?\$?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?", text)
+    return text.replace(",", "").replace("$", "") if is_number else text
+
+
+def _probed(program: str) -> str:
+    """The program, printing what it makes of the probes; of a list that it cannot work on, that it could not."""
+    tried = "    try:\n        print(repr(f(xs)))\n    except ValueError:\n        print('none')"
+    return f"{program}\nfor xs in {_PROBES}:\n{tried}\n"
 
 
 @contextmanager

@@ -1,0 +1,150 @@
+"""CAP's rows of a model's own right answers: what is asked, what is kept, and that a kill costs no answer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoints.store import load_checkpoint, save_checkpoint
+from model.network.config import NetworkConfig
+from model.network.transformer import Transformer
+from model.samplers.results import Decoded
+from model.text.packing import Layout, TokenRows
+from model.text.tokenise import Corpus, CorpusTokeniser
+from model.text.tokenizer import add_mask_token, load_tokenizer, train_tokenizer
+from model.text.unpacking import asked_in
+from tasks import own_answers
+from tasks.own_answers import OwnAnswers
+from tasks.tune_cap import tune_cap
+from tests.tasks.test_foreign_start import stage
+
+ROWS = [
+    [
+        {"role": "user", "content": f"What is {n} plus {n}?"},
+        {"role": "assistant", "content": f"{n} + {n} = {2 * n}\n#### {2 * n}"},
+    ]
+    for n in range(40)
+]
+TRAINING = {"steps": 2, "batch_rows": 2, "learning_rate": 1e-3, "warmup_steps": 1, "strength": 1.0, "temperature": 0.5}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An untrained diffusion model with its tokenizer and packed conversations."""
+    texts = [turn["content"] for row in ROWS for turn in row]
+    train_tokenizer(iter(texts * 3), 300, tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    layout = Layout(64, 16, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    tokeniser = CorpusTokeniser(tokenizer, layout, 0.2, tmp_path / "data/tokens", tmp_path / "journals")
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps({"conversations": row}) + "\n" for row in ROWS))
+    tokeniser.run(Corpus("instructions", "sums", tmp_path / "sums.jsonl", 1.0))
+    (tmp_path / "data/tokens/mixture.json").write_text(json.dumps({"instructions": {"sums": 1.0}}))
+    mask = add_mask_token(tokenizer, tmp_path / "with-mask")
+    config = NetworkConfig(
+        vocabulary_size=mask + 1, hidden_size=16, num_layers=1, num_heads=2, feed_forward_size=24,
+        attention="block_causal", block_tokens=16, mask_token_id=mask, eos_token_id=tokenizer.eos_token_id,
+        maximum_positions=256,
+    )  # fmt: skip
+    network = Transformer(config)
+    network.initialise(torch.Generator().manual_seed(0))
+    save_checkpoint(tmp_path / "data/models/finetune_diffusion", network, config, tmp_path / "with-mask")
+    return tmp_path
+
+
+class Speaker:
+    """Stands where the decoder does: says another right answer to even numbers, a wrong one to odd ones, never ends at 2."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer, self.calls = tokenizer, 0
+
+    def __call__(self, prompts: list[list[int]], max_new_tokens: int) -> list[Decoded]:
+        self.calls += 1
+        answers = []
+        for prompt in prompts:
+            n = int(self.tokenizer.decode(prompt, skip_special_tokens=True).split()[2])
+            text = f"Twice {n}.\n#### {2 * n + n % 2}"
+            end = [self.tokenizer.eos_token_id] if n != 2 else []
+            ids = self.tokenizer.encode(text, add_special_tokens=False) + end
+            answers.append(Decoded(ids, [1] * len(ids), [1.0] * len(ids), {"target_forwards": 2}))
+        return answers
+
+
+@pytest.fixture
+def speaker(root: Path, monkeypatch: pytest.MonkeyPatch) -> Speaker:
+    made = Speaker(load_tokenizer(root / "with-mask"))
+    monkeypatch.setattr(own_answers, "make_decoder", lambda *arguments, **named: made)
+    return made
+
+
+def texts_of(folder: Path, tokenizer) -> set[tuple[str, str]]:
+    rows = TokenRows(folder)
+    found = asked_in(rows.read(range(rows.num_rows)), tokenizer.eos_token_id)
+    return {
+        tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in (one.prompt, one.reference)) for one in found
+    }
+
+
+def test_right_answers_are_kept_as_the_model_wrote_them_and_only_to_training_questions(root: Path, speaker: Speaker):
+    parent = load_checkpoint(root / "data/models/finetune_diffusion")
+    folder, facts = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers(questions=1000))
+    trained = {question for question, _ in texts_of(root / "data/tokens/instructions/train/sums", speaker.tokenizer)}
+    numbers = {question: int(question.split()[2]) for question in trained}
+    right = {(question, f"Twice {n}.\n#### {2 * n}") for question, n in numbers.items() if n % 2 == 0 and n != 2}
+    assert 20 < len(trained) < 40 and texts_of(folder, speaker.tokenizer) == right
+    assert (facts["asked"], facts["right"], facts["kept"]) == (len(trained), len(right), len(right))
+    batch = TokenRows(folder).read(range(facts["rows"]))
+    assert facts["tokens_per_forward"] > 2 and batch.graded.any(1).all()
+    again, _ = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
+    assert again == folder and speaker.calls == 1
+
+
+def test_as_many_different_questions_are_asked_as_wanted_in_an_order_of_the_seed(root: Path, speaker: Speaker):
+    from model.training.loader import RowLoader
+
+    folder = root / "data/tokens/instructions/train/sums"
+    drawn = [
+        own_answers.draw(RowLoader([(folder, 1.0)], 4, seed), 12, speaker.tokenizer.eos_token_id) for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len({tuple(asked.prompt) for asked in each}) for each in drawn] == [12, 12, 12]
+
+
+def test_a_killed_stage_asks_only_what_was_not_answered_and_ends_with_the_same_rows(
+    root: Path, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(own_answers, "CHUNK", 10)
+    parent = load_checkpoint(root / "data/models/finetune_diffusion")
+    whole, _ = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
+    wanted = {path.name: path.read_bytes() for path in whole.iterdir()}
+    calls = speaker.calls
+    (root / "work/own_answers.json").unlink()
+    (root / "work/answers-10.json").unlink()
+    (whole / "tokens.bin").write_bytes(b"half a row")
+    made, _ = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == wanted
+    assert speaker.calls == calls + 1
+
+
+def test_cap_and_its_control_train_on_the_same_own_answers_and_say_how_many(root: Path, speaker: Speaker):
+    metrics = {}
+    for instance in ("tune_cap", "tune_cap_control"):
+        tune_cap(stage(root, "tune_cap", TRAINING | {"answers": "own", "steps": 20, "learning_rate": 1e-2}, instance))
+        metrics[instance] = json.loads((root / f"data/metrics/{instance}.json").read_text())
+    assert metrics["tune_cap"]["own_answers/right"] == metrics["tune_cap_control"]["own_answers/right"] > 10
+    tuned, control = (load_checkpoint(root / f"data/models/{name}").network.state_dict() for name in metrics)
+    assert any(not torch.equal(tuned[name], control[name]) for name in tuned)
+
+
+def test_a_model_that_is_never_right_and_options_that_make_no_sense_are_refused(root: Path):
+    section = TRAINING | {"answers": "own", "own_answers": {"questions": 5}}
+    with pytest.raises(ValueError, match=r"none of 5 answers ends as its reference does.*tune_cap.answers: truth"):
+        tune_cap(stage(root, "tune_cap", section, "tune_cap"))
+    for wrong, message in (
+        ({"answers": "mine"}, "tune_cap.answers is 'mine'; it must be one of truth, own"),
+        ({"own_answers": {"question": 5}}, "own_answers.question is unknown"),
+        ({"own_answers": {"questions": 0}}, "own_answers.questions is 0"),
+        ({"processes": 2}, "tune_cap.processes 2: one process answers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tune_cap(stage(root, "tune_cap", section | wrong, "tune_cap"))
