@@ -1,4 +1,4 @@
-"""python -m bench.tokenize [--megabytes 8] [--repeats 3] [--threads 2]: tokenising and packing against `datasets.map`.
+"""python -m bench.tokenize [--megabytes 32] [--repeats 3] [--threads 2]: tokenising and packing against `datasets.map`.
 
 Generated English-like text goes (a) through CorpusTokeniser to packed rows on disk and (b) through a single-process
 `datasets.map` that tokenises batches with the same tokenizer and writes its Arrow file, without any packing. Prints
@@ -10,16 +10,17 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
 VOCABULARY_SIZE = 6400
 WORDS = 60_000
+DISTINCT_BYTES = 64 * 10**6  # of a larger corpus; then the text comes again
 
 
 def write_text(path: Path, size: int, seed: int) -> list[str]:
@@ -32,23 +33,29 @@ def write_text(path: Path, size: int, seed: int) -> list[str]:
     first: list[str] = []
     written = 0
     with path.open("w") as file:
-        while written < size:
+        while written < min(size, DISTINCT_BYTES):
             sentences = (" ".join(rng.choices(words, cum_weights=weights, k=rng.randint(5, 25))) for _ in range(10))
             text = ". ".join(sentence.capitalize() for sentence in sentences) + f".\n\nIn {rng.randint(1000, 2030)}."
             written += file.write(json.dumps({"text": text}) + "\n")
             if len(first) < 2000:
                 first.append(text)
+    whole = path.stat().st_size
+    with path.open("rb") as text, path.open("ab") as file:
+        for _ in range(round(size / whole) - 1):
+            text.seek(0)
+            for _ in range(0, whole, 2**20):
+                file.write(text.read(min(2**20, whole - text.tell())))
     return first
 
 
-def ours(path: Path, folder: Path, tokenizer) -> int:
-    """Packed rows on disk; the number of tokens."""
+def ours(path: Path, folder: Path, tokenizer, tell: Callable[[int], None] = lambda size: None) -> int:
+    """Packed rows on disk; the number of tokens. `tell` hears of bytes of text as they are done."""
     from model.text.packing import Layout
     from model.text.tokenise import Corpus, CorpusTokeniser
 
     layout = Layout(512, 32, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     tokeniser = CorpusTokeniser(tokenizer, layout, 0.01, folder, folder / "work")
-    return sum(meta["tokens"] for meta in tokeniser.run(Corpus("pretrain", "text", path, 1.0)).values())
+    return sum(meta["tokens"] for meta in tokeniser.run(Corpus("pretrain", "text", path, 1.0), tell).values())
 
 
 def theirs(path: Path, folder: Path, tokenizer) -> int:
@@ -72,12 +79,28 @@ def measured(function, *arguments) -> tuple[float, float, int]:
 
 
 def resident_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Of this process, now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class Memory:
+    """Resident memory while text is worked off, printed at every tenth of a corpus of `size` bytes."""
+
+    def __init__(self, size: int, spoken: bool) -> None:
+        self.size, self.spoken, self.done, self.peak, self.before = size, spoken, 0, 0.0, resident_megabytes()
+
+    def __call__(self, size: int) -> None:
+        tenth = 10 * self.done // self.size
+        self.done, now = self.done + size, resident_megabytes()
+        self.peak = max(self.peak, now)
+        if self.spoken and 10 * self.done // self.size > tenth:
+            print(f"{self.done / 1e6:.0f} MB done, {now:.0f} MB resident", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=8)
+    parser.add_argument("--megabytes", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ours-only", action="store_true", help="only (a): for memory over a large corpus")
@@ -93,10 +116,10 @@ def main() -> None:
         tokenizer = train_tokenizer(iter(texts), VOCABULARY_SIZE, root / "tokenizer")
         ratios, busy_ratios = [], []
         for repeat in range(options.repeats):
-            before = resident_megabytes()
-            seconds, busy, tokens = measured(ours, root / "text.jsonl", root / f"ours-{repeat}", tokenizer)
+            memory = Memory((root / "text.jsonl").stat().st_size, options.ours_only)
+            seconds, busy, tokens = measured(ours, root / "text.jsonl", root / f"ours-{repeat}", tokenizer, memory)
             line = f"{size:.0f} MB: ours {seconds:.1f} s, {size / seconds:.1f} MB/s, {tokens / seconds / 1e6:.2f} M tokens/s"
-            line += f", peak memory +{resident_megabytes() - before:.0f} MB"
+            line += f", {size / busy:.1f} MB per processor second, memory {memory.before:.0f} -> {memory.peak:.0f} MB"
             if not options.ours_only:
                 slow, slow_busy, _ = measured(theirs, root / "text.jsonl", root / f"theirs-{repeat}", tokenizer)
                 ratios.append(slow / seconds)

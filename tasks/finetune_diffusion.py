@@ -5,26 +5,13 @@
 `objective: block_diffusion` makes a block-causal model with an exact cache, `masked_diffusion` a bidirectional one.
 """
 
-from model.curricula import RECIPE_KEYS
 from tasks.stage import Stage, run_stage
-from tasks.training import (
-    likelihood_objective,
-    parent_checkpoint,
-    reading_as,
-    row_tokens,
-    train_stage,
-    training_objective,
-)
+from tasks.training import train_diffusion
 
 
 def finetune_diffusion(stage: Stage) -> None:
     """data/models/pretrain_diffusion -> data/models/finetune_diffusion."""
-    parent = parent_checkpoint(stage, "pretrain_diffusion")
-    name = stage.section["objective"]
-    objective = training_objective(name, parent.config, stage.section, row_tokens(stage))
-    network = reading_as(parent.network, name)
-    validation = likelihood_objective(name, parent.config)
-    train_stage(stage, network, objective, validation, "instructions", ("objective", *RECIPE_KEYS), parent.folder)
+    train_diffusion(stage, "pretrain_diffusion", "instructions")
 
 
 if __name__ == "__main__":

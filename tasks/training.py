@@ -12,7 +12,7 @@ import torch
 
 from model.checkpoints.network_weights import is_sharded
 from model.checkpoints.store import Checkpoint, load_checkpoint, save_checkpoint
-from model.curricula import Recipe
+from model.curricula import RECIPE_KEYS, Recipe
 from model.hiding import HidingConfig
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer, num_parameters
@@ -115,6 +115,16 @@ def training_objective(
 
     changes = recipe.block_curriculum or recipe.ratio_curriculum or recipe.mask_noise
     return Curriculum(at) if changes else at(0)
+
+
+def train_diffusion(stage: Stage, default_parent: str, corpus: str) -> None:
+    """The section's own objective and switches, from the checkpoint of before or `start_from`; the network reads as it asks."""
+    parent = parent_checkpoint(stage, default_parent)
+    name = stage.section["objective"]
+    objective = training_objective(name, parent.config, stage.section, row_tokens(stage))
+    parent.network.config = replace(parent.network.config, attention=ATTENTION_OF[name])
+    validation = likelihood_objective(name, parent.config)
+    train_stage(stage, parent.network, objective, validation, corpus, ("objective", *RECIPE_KEYS), parent.folder)
 
 
 def train_stage(
@@ -253,9 +263,3 @@ def publish_metrics(stage: Stage, name: str, values: dict[str, Any]) -> None:
     made = stage.work / "metrics.json"
     made.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
     stage.publish(made, f"data/metrics/{name}.json")
-
-
-def reading_as(network: Transformer, objective: str) -> Transformer:
-    """The network, from now on reading the way the objective trains it to."""
-    network.config = replace(network.config, attention=ATTENTION_OF[objective])
-    return network
