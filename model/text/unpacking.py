@@ -10,15 +10,20 @@ from model.text.batch import Batch
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation up to its last answer, as token ids; `reference` is that answer without the EOS that closes it."""
+    """A conversation up to its last answer, as token ids; `reference` is that answer without the EOS that closes it.
+
+    It stood in row `row` of the batch, the answer from `column` on.
+    """
 
     prompt: list[int]
     reference: list[int]
+    row: int
+    column: int
 
 
 def asked_in(batch: Batch, eos_id: int) -> Iterator[Asked]:
     """Every conversation of the rows that asks and is answered, in their order."""
-    for tokens, documents, graded in zip(batch.tokens, batch.documents, batch.graded, strict=True):
+    for row, (tokens, documents, graded) in enumerate(zip(batch.tokens, batch.documents, batch.graded, strict=True)):
         for number in range(int(documents.max()) + 1):
             here = documents == number
             ids, answers = tokens[here].tolist(), graded[here]
@@ -30,4 +35,4 @@ def asked_in(batch: Batch, eos_id: int) -> Iterator[Asked]:
             answer = ids[begin:]
             end = answer.index(eos_id) if eos_id in answer else len(answer)
             if begin and end:
-                yield Asked(ids[:begin], answer[:end])
+                yield Asked(ids[:begin], answer[:end], row, int(torch.nonzero(here)[begin]))

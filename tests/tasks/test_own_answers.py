@@ -1,6 +1,7 @@
 """CAP's rows of a model's own right answers: what is asked, what is kept, and that a kill costs no answer."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from model.checkpoints.store import load_checkpoint, save_checkpoint
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
+from model.objectives.visited_states import NEVER
 from model.samplers.results import Decoded
 from model.text.packing import Layout, TokenRows
 from model.text.tokenise import Corpus, CorpusTokeniser
@@ -66,7 +68,9 @@ class Speaker:
             text = f"Twice {n}.\n#### {2 * n + n % 2}"
             end = [self.tokenizer.eos_token_id] if n != 2 else []
             ids = self.tokenizer.encode(text, add_special_tokens=False) + end
-            answers.append(Decoded(ids, [1] * len(ids), [1.0] * len(ids), {"target_forwards": 2}))
+            answers.append(
+                Decoded(ids, [1 + place // 3 for place in range(len(ids))], [1.0] * len(ids), {"target_forwards": 2})
+            )
         return answers
 
 
@@ -97,6 +101,24 @@ def test_right_answers_are_kept_as_the_model_wrote_them_and_only_to_training_que
     assert facts["tokens_per_forward"] > 2 and batch.graded.any(1).all()
     again, _ = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
     assert again == folder and speaker.calls == 1
+
+
+def test_the_forward_that_revealed_a_token_stands_beside_it_and_what_fills_a_block_was_never_revealed(
+    root: Path, speaker: Speaker
+):
+    parent = load_checkpoint(root / "data/models/finetune_diffusion")
+    folder, facts = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
+    batch, times = TokenRows(folder).read(range(facts["rows"])), own_answers.read_times(folder)
+    answers = 0
+    for asked in asked_in(batch, speaker.tokenizer.eos_token_id):
+        long = len(asked.reference) + 1
+        own = times[asked.row, asked.column : asked.column + long]
+        assert own.tolist() == [1 + place // 3 for place in range(long)]
+        assert (times[asked.row, asked.column - len(asked.prompt) : asked.column] == NEVER).all()
+        fill = times[asked.row, asked.column + long :][: -(len(asked.prompt) + long) % 16]
+        assert (fill == NEVER).all()
+        answers += 1
+    assert answers == facts["kept"]
 
 
 def test_as_many_different_questions_are_asked_as_wanted_in_an_order_of_the_seed(root: Path, speaker: Speaker):
@@ -136,6 +158,23 @@ def test_cap_and_its_control_train_on_the_same_own_answers_and_say_how_many(root
     assert any(not torch.equal(tuned[name], control[name]) for name in tuned)
 
 
+def test_visited_states_train_in_the_place_of_drawn_ones(root: Path, speaker: Speaker):
+    made = {}
+    for states in ("drawn", "visited"):
+        section = TRAINING | {"answers": "own", "own_answers": {"states": states}}
+        tune_cap(stage(root, "tune_cap", section, "tune_cap"))
+        made[states] = load_checkpoint(root / "data/models/tune_cap").network.state_dict()
+        shutil.rmtree(root / "data/models/tune_cap")
+    assert any(not torch.equal(made["drawn"][name], made["visited"][name]) for name in made["drawn"])
+    hiding = {"hiding": {"draw": "iid_t", "minimum_fraction": 0.1, "maximum_fraction": 0.9}}
+    with pytest.raises(ValueError, match=r"tune_cap\.hiding says what is hidden, and so does own_answers\.states"):
+        tune_cap(stage(root, "tune_cap", section | hiding, "tune_cap"))
+    config = root / "data/models/finetune_diffusion/config.json"
+    config.write_text(config.read_text().replace("block_causal", "bidirectional"))
+    with pytest.raises(ValueError, match=r"needs a block-causal model with the blocks of the rows \(16 tokens\)"):
+        tune_cap(stage(root, "tune_cap", section, "tune_cap"))
+
+
 def test_a_model_that_is_never_right_and_options_that_make_no_sense_are_refused(root: Path):
     section = TRAINING | {"answers": "own", "own_answers": {"questions": 5}}
     with pytest.raises(ValueError, match=r"none of 5 answers ends as its reference does.*tune_cap.answers: truth"):
@@ -144,6 +183,7 @@ def test_a_model_that_is_never_right_and_options_that_make_no_sense_are_refused(
         ({"answers": "mine"}, "tune_cap.answers is 'mine'; it must be one of truth, own"),
         ({"own_answers": {"question": 5}}, "own_answers.question is unknown"),
         ({"own_answers": {"questions": 0}}, "own_answers.questions is 0"),
+        ({"own_answers": {"states": "some"}}, "own_answers.states is 'some'; it must be one of drawn, visited"),
         ({"processes": 2}, "tune_cap.processes 2: one process answers"),
     ):
         with pytest.raises(ValueError, match=message):

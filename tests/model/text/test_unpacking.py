@@ -28,7 +28,7 @@ def test_a_conversation_comes_back_as_its_prompt_and_its_last_answer_without_wha
     rows = packed(tmp_path, one, two)
     assert rows.num_rows == 1
     found = list(asked_in(rows.read([0]), EOS))
-    assert found == [Asked([7, 8, 9], [20, 21]), Asked([7, 30, EOS, 8, 9], [31])]
+    assert found == [Asked([7, 8, 9], [20, 21], 0, 3), Asked([7, 30, EOS, 8, 9], [31], 0, 13)]
 
 
 def test_what_was_not_asked_or_is_not_answered_gives_no_question(tmp_path: Path):
