@@ -152,7 +152,7 @@ def check_lengths(kind: str, name: str, meta: dict[str, dict[str, Any]], options
         return
     longest = max((meta[split] for split in SPLITS), key=lambda one: one["longest_too_long_tokens"])
     needed = -(-longest["longest_too_long_tokens"] // options.block_tokens) * options.block_tokens
-    what = "pairs (both answers share a row)" if kind == "preferences" else "conversations"
+    what = "pairs" if kind == "preferences" else "conversations"
     raise ValueError(
         f"{left_out} of {texts} {what} of {kind}/{name} are longer than tokenize.row_tokens {options.row_tokens}, more than "
         f"tokenize.maximum_too_long_fraction {options.maximum_too_long_fraction:g} allows to leave out; the longest, line "

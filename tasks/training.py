@@ -185,8 +185,9 @@ def training_rows(stage: Stage, corpus: str, batch_rows: int) -> RowLoader:
 
 
 def row_tokens(stage: Stage) -> int:
-    """Length of the rows of data/tokens."""
-    folder = next((stage.root / "data/tokens").glob("*/train/*/meta.json"))
+    """Length of the rows of data/tokens, pairs aside: a row of them holds two."""
+    metas = (stage.root / "data/tokens").glob("*/train/*/meta.json")
+    folder = next(meta for meta in metas if meta.parts[-4] != "preferences")
     return int(json.loads(folder.read_text())["row_tokens"])
 
 

@@ -150,7 +150,8 @@ class ConversationPacker:
 class PairPacker:
     """Preferences: a row holds one pair, the chosen conversation as document 0 and the rejected one as document 1, each filled
     with graded EOS to the end of its last block. Only the last answer is graded: what comes before is the same in both.
-    Pairs longer than a row are counted and left out. Training reads no padding, so a row that is half empty costs only disk.
+    A row of pairs is two rows long, one for each answer; a pair of which one does not fit is counted and left out. Training
+    reads no padding, so a row that is half empty costs only disk.
     """
 
     def __init__(self, writer: RowWriter) -> None:
@@ -162,10 +163,10 @@ class PairPacker:
         blocks = -(-lengths // layout.block_tokens)
         begins = np.cumsum(lengths) - lengths
         for first in range(0, len(lengths), 2):
-            if blocks[first : first + 2].sum() > layout.blocks:
+            if blocks[first : first + 2].max() > layout.blocks // 2:
                 counts.too_long += 1
                 counts.longest_too_long_tokens = max(
-                    counts.longest_too_long_tokens, int(blocks[first : first + 2].sum()) * layout.block_tokens
+                    counts.longest_too_long_tokens, int(lengths[first : first + 2].max())
                 )
                 continue
             tokens = np.full(layout.row_tokens, layout.pad_id, np.uint32)

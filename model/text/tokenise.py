@@ -7,7 +7,7 @@ output file was; a later start cuts the files back to that and goes on, so that 
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,10 @@ class CorpusTokeniser:
         folders = {split: self.folder / corpus.kind / split / corpus.name for split in SPLITS}
         journal = self.work / f"{corpus.kind}-{corpus.name}.json"
         noted = json.loads(journal.read_text()) if journal.exists() else {"offset": 0, "lines": 0, "positions": {}}
-        writers = {split: RowWriter(folder, self.layout) for split, folder in folders.items()}
+        layout = self.layout
+        if corpus.kind == "preferences":  # both answers of a pair share a row
+            layout = replace(layout, row_tokens=2 * layout.row_tokens)
+        writers = {split: RowWriter(folder, layout) for split, folder in folders.items()}
         for split, writer in writers.items():
             writer.restore(noted["positions"].get(split))
         packer = PACKERS[corpus.kind]
@@ -132,9 +135,8 @@ class CorpusTokeniser:
         longest = packer.writer.counts.longest_too_long_tokens
         packer.add(ids, lengths, graded, np.array(sizes, np.int64))
         if packer.writer.counts.longest_too_long_tokens > longest:
-            tokens = lengths.reshape(len(lines), -1)  # of a pair, two
-            blocks = -(-tokens // self.layout.block_tokens) if tokens.shape[1] == 2 else tokens
-            packer.writer.counts.longest_too_long_line = lines[int(blocks.sum(1).argmax())]
+            of_a_line = lengths.reshape(len(lines), -1).max(1)  # of a pair, the longer one
+            packer.writer.counts.longest_too_long_line = lines[int(of_a_line.argmax())]
 
 
 def answered(conversation: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from model.text.tokenizer import add_mask_token, load_tokenizer, train_tokenizer
 from tasks.contradictions import check_recipe
 from tasks.fingerprint import fingerprint
 from tasks.prefer import prefer
+from tasks.training import row_tokens
 from tests.tasks.test_foreign_start import stage
 
 
@@ -87,6 +88,21 @@ def test_a_packed_pair_is_one_row_with_only_the_last_answers_graded(root: Path):
         assert set(texts) <= {row[("chosen", "rejected")[number]][-1]["content"] for row in ROWS}
     ends = batch.graded & (batch.tokens == tokenizer.eos_token_id)
     assert ends.any(1).all() and (batch.positions[batch.documents == 1] < 32).all()
+
+
+def test_each_answer_may_be_as_long_as_a_row_and_a_longer_one_is_counted_by_its_line(root: Path):
+    tokenizer = load_tokenizer(root / "tokenizer")
+    long = [pair("What is 1?", "plus " * words, "know " * words) for words in (5, 30, 90)]
+    (root / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    layout = Layout(64, 16, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    tokeniser = CorpusTokeniser(tokenizer, layout, 1e-9, root / "long", root / "other-journals")
+    meta = tokeniser.run(Corpus("preferences", "long", root / "long.jsonl", 1.0))["train"]
+    assert (meta["row_tokens"], meta["rows"], meta["too_long"], meta["longest_too_long_line"]) == (128, 2, 1, 3)
+    second = TokenRows(root / "long/preferences/train/long").read([1])
+    lengths = [int((second.documents == number).sum()) for number in (0, 1)]
+    assert max(lengths) <= 64 < sum(lengths) and meta["longest_too_long_tokens"] > 64
+    (root / "data/tokens/instructions").rename(root / "data/tokens/zz")
+    assert row_tokens(stage(root, "prefer", SECTION)) == 64, "other stages never take a pair's row for their own"
 
 
 SECTION = {
