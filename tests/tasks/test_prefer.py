@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from model.text.packing import Layout, TokenRows
 from model.text.tokenise import Corpus, CorpusTokeniser
 from model.text.tokenizer import add_mask_token, load_tokenizer, train_tokenizer
 from tasks.contradictions import check_recipe
+from tasks.evaluate_preferred import evaluate_preferred
 from tasks.fingerprint import fingerprint
 from tasks.prefer import prefer
+from tasks.stage import Stage
 from tasks.training import row_tokens
-from tests.tasks.test_foreign_start import stage
+from tests.tasks.test_foreign_start import Silent, stage
 
 
 def pair(question: str, good: str, bad: str) -> dict:
@@ -136,3 +139,17 @@ def test_the_stage_exists_only_for_models_that_are_listed(tmp_path: Path):
     listed = {"prefer": {"models": ["finetune_diffusion"]}, "download": {}}
     with pytest.raises(ValueError, match=r"prefer\.models is set, but download\.preferences"):
         check_recipe(listed)
+
+
+def test_what_was_preferred_is_measured_with_the_settings_of_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr("tasks.evaluate_preferred.main", asked.append)
+    params = {"evaluate": {"tasks": ["toy_world"], "batch_rows": 64}, "evaluate_preferred": {"threads": 3}}
+    one = Stage(
+        "evaluate_preferred", "finetune_diffusion", params, {"threads": 3}, 0, 3, tmp_path, tmp_path, "", {}, Silent()
+    )
+    evaluate_preferred(one)
+    assert (asked[0].instance, asked[0].section) == ("prefer_finetune_diffusion", params["evaluate"])
+    assert asked[0].address == "evaluate_preferred@prefer_finetune_diffusion"
+    with pytest.raises(ValueError, match="unknown key 'tasks'"):
+        evaluate_preferred(replace(one, section={"tasks": []}))
