@@ -38,6 +38,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "factor": "model.samplers.policies:Factor",
         "entropy_threshold": "model.samplers.policies:EntropyThreshold",
         "uniform_time": "model.samplers.policies:UniformTime",
+        "left_to_right": "model.samplers.policies:LeftToRight",
         "token_editing": "model.samplers.token_editing:TokenEditing",
     },
 }

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from model.checkpoints.store import Checkpoint
-from model.samplers.guesses import AdaptiveDepth, BothGuesser, DraftGuesser, Guesser, StaleGuesser
+from model.samplers.adaptive_depth import AdaptiveDepth
+from model.samplers.guesses import BothGuesser, DraftGuesser, Guesser, StaleGuesser
+from model.text.tokenizer import load_tokenizer
 from tasks.parameters import check_keys
 
 SOURCES = ("draft", "stale", "both")
@@ -64,9 +68,16 @@ class SpeculateConfig:
         return cls(**values | {name: tuple(values[name] or ()) for name in ("sources", "depths")})
 
 
+def draft_price(source: str, draft_cost: float) -> tuple[float, int]:
+    """What a guess of the source costs in draft forwards, and how many of a chain's guesses are free: the target's own last
+    logits cost none, and `both` takes its first guess from them."""
+    return (0.0 if source == "stale" else draft_cost, int(source == "both"))
+
+
 def adaptive_depth(source: str, maximum: int, draft_cost: float = 0.5, row_cost: float = 0.1) -> AdaptiveDepth:
-    """A depth that follows the measured acceptance; the target's own logits cost no draft forward."""
-    return AdaptiveDepth(maximum, 0.0 if source == "stale" else draft_cost, row_cost)
+    """A depth that follows the measured acceptance."""
+    price, free_guesses = draft_price(source, draft_cost)
+    return AdaptiveDepth(maximum, price, row_cost, free_guesses=free_guesses)
 
 
 def make_guesser(
@@ -82,5 +93,24 @@ def make_guesser(
         return StaleGuesser(depth, width)
     if draft is None:
         raise ValueError(f"guesses of source {source!r} need a draft checkpoint (stage {DRAFT})")
+    check_same_tokenizer(draft.folder, target.folder)
     kind = DraftGuesser if source == "draft" else BothGuesser
     return kind(draft.network, target.network, depth, width)
+
+
+def check_same_tokenizer(draft: Path, target: Path) -> None:
+    """ValueError unless every token id means the same text to both: a draft reads the target's ids."""
+    ours, theirs = vocabulary(draft), vocabulary(target)
+    if ours == theirs:
+        return
+    token = min(token for token, text in {**ours, **theirs}.items() if ours.get(token) != theirs.get(token))
+    raise ValueError(
+        f"draft {draft} and target {target} have different tokenizers: token {token} is {ours.get(token)!r} to the one and "
+        f"{theirs.get(token)!r} to the other; the draft must be distilled from this target"
+    )
+
+
+@cache
+def vocabulary(folder: Path) -> dict[int, str]:
+    """Id -> token of a checkpoint's tokenizer; a folder of weights is never changed in place."""
+    return {token: text for text, token in load_tokenizer(folder).get_vocab().items()}

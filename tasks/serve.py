@@ -3,9 +3,10 @@
     curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
         -d '{"model": "unmask-target", "messages": [{"role": "user", "content": "What is 3 + 4?"}], "stream": true}'
 
-Concurrent requests share forwards; a stream sends every finished block. /health, /ready and /metrics (Prometheus) watch it.
-When the alias moves, the new version is loaded and takes over, while the old one finishes its answers. SIGTERM and Ctrl-C end it
-when the last answer is out. Settings: section `serve` of params.yaml; --port, --host and --model go before them.
+Concurrent requests share forwards; a stream sends every finished block (a causal model's: every token). /health, /ready and
+/metrics (Prometheus) watch it. When the alias moves, the new version is loaded and takes over, while the old one finishes its
+answers. SIGTERM and Ctrl-C end it when the last answer is out. Settings: section `serve` of params.yaml; --port, --host and
+--model go before them.
 """
 
 import argparse

@@ -1,7 +1,4 @@
-"""What speculation costs on this machine, and the depth that pays: the cost model of methods section 3, fitted to measured times.
-
-S(k) = E(k) / (v(k) + c d(k)): plain forwards replaced per target forward, over that forward's cost and its d(k) draft forwards'.
-"""
+"""What speculation costs here, and the depth that pays: the cost model of methods section 3, fitted to measured times."""
 
 import time
 from collections.abc import Sequence
@@ -12,9 +9,13 @@ from typing import Any
 import torch
 
 from model.network.transformer import Transformer
-from model.samplers.rows import Entry, Grid, Rows, State
+from model.samplers.adaptive_depth import speed_up
+from model.samplers.rows import Entry, Rows
 from model.samplers.sampling import GREEDY, Proposer
-from model.samplers.targets import SourceSettings, make_source
+from model.samplers.sources import make_source
+from model.samplers.states import Grid, State
+from model.samplers.targets import SourceSettings
+from tasks.guessing import draft_price
 
 ROUNDS = 7
 
@@ -34,9 +35,7 @@ class Costs:
 
     def speed_up(self, source: str, acceptance: float, depth: int) -> float:
         """S(depth) at a match probability per step."""
-        return expected_steps(acceptance, depth) / (
-            1.0 + self.row_cost * depth + self.draft * draft_forwards(source, depth)
-        )
+        return speed_up(acceptance, depth, self.row_cost, *draft_price(source, self.draft))
 
     def recommend(self, source: str, acceptance: float, maximum: int) -> tuple[int, float]:
         """The depth up to `maximum` with the highest speed-up, and that speed-up; (0, 1.0): better not guess."""
@@ -46,16 +45,6 @@ class Costs:
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""
         return {**vars(self), "verify": {str(depth): value for depth, value in self.verify.items()}}
-
-
-def expected_steps(acceptance: float, depth: int) -> float:
-    """E = 1 + a + ... + a^depth: steps per target forward."""
-    return sum(acceptance**level for level in range(depth + 1))
-
-
-def draft_forwards(source: str, depth: int) -> int:
-    """Draft forwards per target forward: `both` takes its first guess from the target's last logits."""
-    return {"stale": 0, "draft": depth, "both": max(depth - 1, 0)}[source]
 
 
 def costs_of(costs: Costs, row: dict[str, Any], maximum: int) -> dict[str, Any]:

@@ -45,8 +45,7 @@ class Assistant:
 
     def room(self, prompt: list[int]) -> int:
         """Tokens that an answer to `prompt` may have, in whole blocks of the context; below 1: there is no room."""
-        config = self.checkpoint.config
-        return config.maximum_positions // config.block_tokens * config.block_tokens - len(prompt)
+        return self._decode.room(self.checkpoint.config.maximum_positions, prompt)
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int, **options: Any) -> list[Decoded]:
         """One decoded answer per prompt; `options` (an observer) go to the decoder."""

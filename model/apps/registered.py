@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.apps.registered_files import files_at
-from model.training.tracking import open_store
+from model.training.tracking import Unreachable, local_store, open_store, reaching, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,26 @@ def checkpoint_of_version(root: Path, name: str, version: str) -> Path:
 def registered_version(root: Path, name: str, *, alias: str = "", version: str = "") -> Registered:
     """The version of a registered model with the alias, or of that number; ValueError when it, or its files, are gone."""
     wanted = f"{name}@{alias}" if alias else f"{name} version {version}"
-    if not (root / "mlruns").is_dir():
-        raise ValueError(f"{root} has no mlruns, so nothing is registered here: `make run` trains and registers models")
+    if tracking_uri(root) == local_store(root) and not (root / "mlruns").is_dir():
+        raise ValueError(
+            f"{root} has no mlruns, so nothing is registered here: `make run` trains and registers models, or set "
+            "MLFLOW_TRACKING_URI to the server that has the registry"
+        )
     from mlflow.exceptions import MlflowException
 
-    client, _ = open_store(root)
     try:
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        with reaching():
+            client, _ = open_store(root)
+            found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+            folder = files_at(root, client.get_model_version_download_uri(name, found.version))
     except MlflowException as error:
-        raise ValueError(f"the registry of {root} has no {wanted}: `make run` trains and registers one") from error
-    folder = files_at(root, client.get_model_version_download_uri(name, found.version))
+        raise ValueError(
+            f"the registry at {tracking_uri(root)} has no {wanted}: `make run` trains and registers one"
+        ) from error
+    except Unreachable as error:
+        raise Unreachable(
+            f"the registry at {tracking_uri(root)} does not answer ({error}): start it and try again"
+        ) from error
     configs = sorted(folder.glob("artifacts/*/config.json"))
     if not configs:
         what = f"{wanted} is version {found.version}, whose" if alias else f"{wanted} is registered, but its"

@@ -82,16 +82,16 @@ class Placement:
 
     @classmethod
     def of_equal_rows(
-        cls, cache: KeyValueCache, line: Int[Tensor, "8 tokens"], num_rows: int, extent: int
+        cls, cache: KeyValueCache, line: Int[Tensor, "8 tokens"], num_rows: int, extent: int, see_all: bool = False
     ) -> "Placement":
         """Rows of equally many tokens in the first slots; `line` (rows, columns, offsets and the five bounds of Visible) is on
-        the device, and nothing here asks the device for a number."""
+        the device, and nothing here asks the device for a number. `see_all`: every token sees all columns up to `extent`."""
         made = cls.__new__(cls)
         made.num_rows, made.width, made.uniform, made.extent = num_rows, line.shape[1] // num_rows, True, extent
         made.rows, made.columns, made.offsets = line[:3]
         made.slots = slice(0, num_rows)
         made.storage = cache.storage[:, :, made.slots]
-        made.bias = made._bias(line[3:], cache.storage.dtype)
+        made.bias = None if see_all else made._bias(line[3:], cache.storage.dtype)
         return made
 
     def _bias(self, ranges: Int[Tensor, "5 tokens"], dtype: torch.dtype) -> Float[Tensor, "rows 1 width extent"]:

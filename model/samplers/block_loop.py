@@ -23,10 +23,13 @@ from model.network.transformer import Transformer
 from model.samplers.compatibility import NO_QUIRKS, Quirks
 from model.samplers.guesses import Guesser, Guesses, no_guesses
 from model.samplers.policies import Policy
+from model.samplers.refusals import check_prompts, check_sampler, checked_cache
 from model.samplers.results import EXACT, Decoded, Observer
-from model.samplers.rows import Entry, Grid, Rows, State, advance
+from model.samplers.rows import Entry, Rows
 from model.samplers.sampling import GREEDY, Proposer, Sampling
-from model.samplers.targets import CACHES, Proposals, Source, SourceSettings, make_source
+from model.samplers.sources import make_source
+from model.samplers.states import Grid, State, advance
+from model.samplers.targets import Proposals, Source, SourceSettings
 
 
 @dataclass
@@ -62,38 +65,24 @@ class BlockDecoder:
         block_tokens: int | None = None,
         quirks: Quirks = NO_QUIRKS,
     ) -> None:
-        if network.config.attention == "causal":
-            raise ValueError("a causal network decodes left to right (policy left_to_right), not in blocks")
-        if network.config.mask_token_id is None:
-            raise ValueError("the network has no mask token: run it through convert_to_diffusion first")
+        check_sampler(network.config, policy, guesser is not None, sampling, block_tokens, quirks)
         if batch_rows < 1:
             raise ValueError(f"batch_rows {batch_rows} must be at least 1")
-        if block_tokens is not None and block_tokens < 1:
-            raise ValueError(f"block_tokens {block_tokens} must be at least 1")
         self.network, self.policy, self.guesser = network, policy, guesser
         self.batch_rows, self.sampling, self.quirks = batch_rows, sampling, quirks
-        self.block_tokens = block_tokens or network.config.block_tokens
+        self.block_tokens = 1 if self.is_left_to_right else block_tokens or network.config.block_tokens
         self.stop = quirks.stop or ("early" if eos_early_stop else "block")
-        self.cache = self._checked_cache(cache)
+        self.cache = checked_cache(cache, network.config, quirks)
 
-    def _checked_cache(self, cache: str | None) -> str:
-        """The kind of cache: by default the exact one that the network has."""
-        is_causal = self.network.config.attention == "block_causal"
-        cache = cache or ("prefix" if is_causal else "none")
-        if cache not in CACHES:
-            raise ValueError(f"cache '{cache}' must be one of {', '.join(CACHES)}")
-        if cache == "dual" and is_causal:
-            raise ValueError(
-                "a dual cache is for bidirectional networks; this one is block-causal: its prefix cache is exact"
-            )
-        if is_causal and self.quirks.grid_from_prompt:
-            raise ValueError("a block-causal network counts blocks from the first token, not from the prompt's end")
-        return cache
+    @property
+    def is_left_to_right(self) -> bool:
+        """A causal network: every block is one position, and what proposes for it is the token before."""
+        return self.network.config.attention == "causal"
 
     @property
     def label(self) -> str:
         """What results say about the cache: exact, or which approximation."""
-        is_exact = self.cache == "none" or self.network.config.attention == "block_causal"
+        is_exact = self.cache == "none" or self.network.config.attention != "bidirectional"
         return EXACT if is_exact else f"{self.cache} (approximate)"
 
     @torch.no_grad()
@@ -165,9 +154,12 @@ class BlockDecoder:
     def _grid(self, max_new_tokens: int) -> Grid:
         config, quirks = self.network.config, self.quirks
         block = max_new_tokens if quirks.one_block else self.block_tokens
+        hidden = (
+            config.embedding_rows if self.is_left_to_right else config.mask_token_id
+        )  # the former is never embedded
         return Grid(
             block,
-            config.mask_token_id,
+            hidden,
             config.eos_token_id,
             quirks.grid_from_prompt,
             self.stop,
@@ -192,38 +184,15 @@ class BlockDecoder:
             settings = self.guesser.start(settings, num_slots, capacity)
             candidates += self.guesser.largest()
         target = make_source(self.network, settings, num_slots, capacity, self.cache, candidates)
-        bounds = tuple(
-            getattr(self.policy, name) for name in ("threshold", "edit_threshold") if hasattr(self.policy, name)
-        )
+        bounds = None
+        if self.policy.reads_confidence:
+            names = ("threshold", "edit_threshold")
+            bounds = tuple(getattr(self.policy, name) for name in names if hasattr(self.policy, name))
         return Batch(Rows(grid, num_slots, capacity, observer, bounds, differ), target)
 
     def check(self, prompts: list[list[int]], max_new_tokens: int) -> None:
         """ValueError for a prompt that cannot be decoded, or not together with so many new tokens."""
-        config = self.network.config
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {max_new_tokens} must be at least 1")
-        if self.quirks.grid_from_prompt and not self.quirks.one_block and max_new_tokens % self.block_tokens:
-            raise ValueError(
-                f"block_tokens {self.block_tokens} does not divide max_new_tokens {max_new_tokens}: blocks counted from "
-                "the prompt's end must fill the answer"
-            )
-        for index, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {index} is empty: give at least one token")
-            if config.mask_token_id in prompt:
-                raise ValueError(
-                    f"prompt {index} contains the mask token {config.mask_token_id}: it would count as hidden text"
-                )
-            if min(prompt) < 0 or max(prompt) >= config.vocabulary_size:
-                raise ValueError(
-                    f"prompt {index} holds a token outside the vocabulary of {config.vocabulary_size} tokens: it was made with "
-                    "another tokenizer"
-                )
-            if len(prompt) + max_new_tokens > (self.quirks.canvas_tokens or config.maximum_positions):
-                raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens: with max_new_tokens {max_new_tokens} that exceeds the context of "
-                    f"{self.quirks.canvas_tokens or config.maximum_positions}; shorten one of them"
-                )
+        check_prompts(prompts, max_new_tokens, self.network.config, self.block_tokens, self.quirks)
 
     def _admit(self, batch: Batch) -> None:
         rows, first = batch.rows, batch.rows.num_live
@@ -244,9 +213,7 @@ class BlockDecoder:
         with batch.clock("host"):
             rows.count("target_forwards", 1)
             rows.count("rows_verified", guesses.valid.sum(1))
-            before = rows.state()
             last, finished = self._walk(rows, guesses, proposals)
-            rows.count("wasted_forwards", (before.tokens == rows.state().tokens).all(1).long())
             if self.guesser is not None:
                 self.guesser.observe(rows, last, proposals)
             done = (finished & ~rows.over[: rows.num_live]).nonzero()[:, 0]
@@ -257,18 +224,19 @@ class BlockDecoder:
 
     def _walk(self, rows: Rows, guesses: Guesses, proposals: Proposals) -> tuple[Int[Tensor, " rows"], Tensor]:
         """Move every row through foreseen states; which candidate's logits each row used last, and whose block is done."""
-        last = torch.zeros(rows.num_live, dtype=torch.long)
-        finished = torch.zeros(rows.num_live, dtype=torch.bool)
+        last, finished = torch.zeros(rows.num_live, dtype=torch.long), torch.zeros(rows.num_live, dtype=torch.bool)
         moving, level, tried, matched = torch.arange(rows.num_live), 0, 0, 0
+        before, found = guesses.states[:, 0], proposals[:, 0]
         while moving.numel():
-            at = (moving, last[moving])
-            before, found = guesses.states[at], proposals[at]
-            move = advance(
-                self.policy, rows.grid, before, found, rows.hidden_at_start[moving], rows.answerable()[moving]
-            )
+            answerable = rows.answerable()[moving] if self.policy.edits else None
+            move = advance(self.policy, rows.grid, before, found, rows.hidden_at_start[moving], answerable)
             rows.write(moving, before, move, found.doubt, found.gap)
-            finished[moving] = move.finished
+            if level == 0:  # what writes nothing now has a full block, which no later state of it changes
+                rows.count("wasted_forwards", ~move.written.any(1))
+                if self.guesser is None and rows.observer is None:
+                    return last, move.finished
             level += 1
+            finished[moving] = move.finished
             foreseen, which = _find(guesses, moving, move.after)
             guessed = (guesses.valid[moving] & (guesses.level == level)).any(1)
             going = ~move.finished & ~rows.over[moving]
@@ -282,6 +250,7 @@ class BlockDecoder:
             onward = going & foreseen
             last[moving[onward]] = which[onward]
             moving = moving[onward]
+            before, found = guesses.states[moving, last[moving]], proposals[moving, last[moving]]
         if self.guesser is not None and tried:
             self.guesser.record(tried, matched)
         return last, finished

@@ -9,14 +9,16 @@ from typing import Any
 
 from model.samplers.sampling import Sampling
 
+STOPS = ("early", "block", "never", "on_placement")
+
 
 @dataclass(frozen=True)
 class Quirks:
     """Departures from our defaults. All off is the default decoder.
 
-    `grid_from_prompt`: blocks are counted from the prompt's end. `stop`: overrides what an EOS does (rows.Grid). `canvas_tokens`:
-    the canvas has this length whatever the answer's. `minimum_steps`: forwards per block even when fewer fill it.
-    `mask_counts`: the mask token takes part in confidences. `confidence_of_temperature`: confidences are of the tempered
+    `grid_from_prompt`: blocks are counted from the prompt's end. `stop`: overrides what an EOS does (see Grid).
+    `canvas_tokens`: the canvas has this length whatever the answer's. `minimum_steps`: forwards per block even when fewer fill
+    it. `mask_counts`: the mask token takes part in confidences. `confidence_of_temperature`: confidences are of the tempered
     distribution. `one_block`: the whole answer is one block.
     """
 
@@ -27,6 +29,12 @@ class Quirks:
     mask_counts: bool = False
     confidence_of_temperature: bool = False
     one_block: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stop not in (None, *STOPS):
+            raise ValueError(f"stop '{self.stop}' must be one of {', '.join(STOPS)}, or None for the decoder's own")
+        if self.minimum_steps < 1:
+            raise ValueError(f"minimum_steps {self.minimum_steps} must be at least 1")
 
 
 NO_QUIRKS = Quirks()

@@ -1,6 +1,5 @@
 """From a network and a policy's name to something that answers prompts."""
 
-from collections.abc import Callable
 from typing import Any
 
 from model.network.transformer import Transformer
@@ -8,25 +7,26 @@ from model.registry import resolve
 from model.samplers.block_loop import BlockDecoder
 from model.samplers.compatibility import NO_QUIRKS, Quirks
 from model.samplers.guesses import Guesser
-from model.samplers.left_to_right import LeftToRight
-from model.samplers.policies import FixedSteps, Policy
-from model.samplers.results import Decoded
+from model.samplers.policies import FixedSteps, LeftToRight, Policy
 from model.samplers.sampling import GREEDY, Sampling
 
-Decoder = Callable[..., list[Decoded]]
+COUNTED: dict[str, tuple[str, ...]] = {
+    "one_token": (),
+    "tokens_per_step": ("tokens",),
+}  # fixed steps counted the other way round, and their options
 
 
 def make_policy(description: dict[str, Any], block_tokens: int) -> Policy:
     """The policy of `{"name": "threshold", "threshold": 0.9}`; `{"name": "one_token"}` and `{"name": "tokens_per_step",
-    "tokens": 8}` are fixed steps counted the other way round."""
+    "tokens": 8}` are fixed steps counted the other way round. ValueError for options that the policy has not."""
     options = dict(description)
     name = options.pop("name", None)
-    if name == "one_token":
-        return FixedSteps(block_tokens)
-    if name == "tokens_per_step":
-        tokens = options.pop("tokens")
-        if not 1 <= tokens <= block_tokens:
-            raise ValueError(f"tokens_per_step {tokens} must lie between 1 and the block's {block_tokens} tokens")
+    if name in COUNTED:
+        if set(options) != set(COUNTED[name]):
+            raise ValueError(f"policy {description}: {name} takes {' and '.join(COUNTED[name]) or 'no options'}")
+        tokens = options.get("tokens", 1)
+        if not isinstance(tokens, int) or not 1 <= tokens <= block_tokens:
+            raise ValueError(f"{name} {tokens} must be a whole number from 1 to the block's {block_tokens} tokens")
         return FixedSteps(-(-block_tokens // tokens))
     try:
         return resolve("policy", name)(**options)
@@ -45,8 +45,9 @@ def make_decoder(
     cache: str | None = None,
     block_tokens: int | None = None,
     quirks: Quirks = NO_QUIRKS,
-) -> Decoder:
-    """`decode(prompts, max_new_tokens) -> list[Decoded]`; a causal network decodes left to right, any other needs a policy.
+) -> BlockDecoder:
+    """`decode(prompts, max_new_tokens) -> list[Decoded]`; a diffusion network needs a policy, a causal one decodes left to right
+    whatever the policy: in a block of one position all of them come to that.
 
     `sampling`: temperature and what goes with it, also as a dictionary. `cache`: none, prefix or dual (None: the network's exact
     one). `quirks`: named departures that repeat a public sampler, see model.samplers.compatibility.
@@ -56,16 +57,15 @@ def make_decoder(
             sampling = Sampling(**sampling)
         except TypeError as error:
             raise ValueError(f"sampling {sampling}: {error}") from error
-    if network.config.attention == "causal":
-        return LeftToRight(network, batch_rows, sampling)
-    if policy is None:
+    is_causal = network.config.attention == "causal"
+    if policy is None and not is_causal:
         raise ValueError(
             "a diffusion network needs a decoding policy, for example {'name': 'threshold', 'threshold': 0.9}"
         )
-    made = make_policy(policy, block_tokens or network.config.block_tokens)
+    made = make_policy(policy or {"name": "left_to_right"}, block_tokens or network.config.block_tokens)
     return BlockDecoder(
         network,
-        made,
+        LeftToRight() if is_causal else made,
         batch_rows,
         eos_early_stop,
         guesser,

@@ -3,8 +3,7 @@
 A guesser may be as wrong as it likes: the walk only follows a guess that equals the row's own next state.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,9 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.network.transformer import Transformer
+from model.samplers.adaptive_depth import AdaptiveDepth, checked_depth
 from model.samplers.policies import Policy, rank_ascending
-from model.samplers.rows import Move, Rows, State, advance
-from model.samplers.targets import Asked, Proposals, SourceSettings, make_source
+from model.samplers.rows import Rows
+from model.samplers.sampling import Asked
+from model.samplers.sources import make_source
+from model.samplers.states import Move, State, advance
+from model.samplers.targets import Proposals, SourceSettings
 
 
 @dataclass(frozen=True)
@@ -31,57 +34,6 @@ def no_guesses(rows: Rows) -> Guesses:
     state = rows.state()
     states = State(state.tokens[:, None], state.step[:, None], state.full_steps[:, None])
     return Guesses(states, torch.ones(rows.num_live, 1, dtype=torch.bool), torch.zeros(1, dtype=torch.long))
-
-
-@dataclass
-class AdaptiveDepth:
-    """The depth that the measured acceptance makes best: argmax of S(k) = E / (v(k) + c k), E = (1 - a^(k+1)) / (1 - a).
-
-    `draft_cost` c = draft / target cost of a forward; `row_cost`: what one more candidate adds to a target forward, so
-    v(k) = 1 + row_cost k (0 where reading the weights is all that costs, 1 where computing is). `by_rows`: both costs as they
-    were measured with a number of live rows, instead. When guessing does not pay, one forward in `probe_every` still guesses,
-    to notice when it would.
-    """
-
-    maximum: int = 8
-    draft_cost: float = 0.5
-    row_cost: float = 0.1
-    probe_every: int = 16
-    by_rows: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    tried: float = field(default=0.0, init=False)
-    matched: float = field(default=0.0, init=False)
-    forwards: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        checked_depth(self.maximum)
-
-    @property
-    def acceptance(self) -> float:
-        """The share of right guesses measured so far (one imagined success and failure at the start)."""
-        return (self.matched + 1.0) / (self.tried + 2.0)
-
-    def speed_up(self, depth: int, rows: int = 1) -> float:
-        """S(depth) for so many live rows at the acceptance measured so far."""
-        draft_cost, row_cost = self.draft_cost, self.row_cost
-        if self.by_rows:
-            enough = [count for count in self.by_rows if count >= rows]
-            draft_cost, row_cost = self.by_rows[min(enough, default=max(self.by_rows))]
-        steps = sum(self.acceptance**level for level in range(depth + 1))
-        return steps / (1.0 + row_cost * depth + draft_cost * depth)
-
-    def best(self, rows: int = 1) -> int:
-        """The depth that promises most; 0: better not guess."""
-        return max(range(self.maximum + 1), key=lambda depth: self.speed_up(depth, rows))
-
-    def now(self, rows: int = 1) -> int:
-        """The depth for the next forward over so many live rows."""
-        self.forwards += 1
-        best = self.best(rows)
-        return best or int(self.forwards % self.probe_every == 0)
-
-    def record(self, tried: int, matched: int) -> None:
-        """Count guesses; older ones fade, so that the depth follows the text."""
-        self.tried, self.matched = 0.98 * self.tried + tried, 0.98 * self.matched + matched
 
 
 class Guesser(Protocol):
@@ -346,13 +298,6 @@ class BothGuesser(DraftGuesser):
         drafted, _ = super().proposals(level, rows, current, alive & ~known)
         parts = zip(vars(stale).values(), vars(drafted).values(), strict=True)
         return Proposals(*(torch.where(known[:, None], old, new) for old, new in list(parts)[:4])), alive
-
-
-def checked_depth(depth: int) -> int:
-    """The depth; ValueError below 1."""
-    if depth < 1:
-        raise ValueError(f"speculation depth {depth} must be at least 1")
-    return depth
 
 
 def check_compatible(draft: Transformer, target: Transformer) -> None:

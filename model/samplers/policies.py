@@ -26,10 +26,12 @@ class BlockView:
 
 
 class Policy(Protocol):
-    """`edits`: shown tokens of the answer get proposals too. `needs_entropy`: the view holds entropies."""
+    """`edits`: shown tokens of the answer get proposals too. `needs_entropy`: the view holds entropies. `reads_confidence`: what
+    is chosen depends on doubts or entropies."""
 
     edits: bool
     needs_entropy: bool
+    reads_confidence: bool
 
     def choose(self, view: BlockView) -> Bool[Tensor, "rows block"]:
         """The positions to fill with their proposals in this step."""
@@ -45,6 +47,7 @@ class RevealOnly:
 
     edits = False
     needs_entropy = False
+    reads_confidence = True
 
     def finished(self, was_full, is_full, edited, full_steps) -> Tensor:
         """Full is done."""
@@ -69,8 +72,8 @@ def surer_than(threshold: float, doubt: Tensor, inclusive: bool = False) -> Tens
 
 def check_steps(steps: int) -> None:
     """ValueError unless there is at least one step."""
-    if steps < 1:
-        raise ValueError(f"steps {steps} must be at least 1: a block needs at least one step")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps {steps} must be a whole number of at least 1: a block needs at least one step")
 
 
 def check_threshold(threshold: float, name: str = "threshold") -> None:
@@ -191,3 +194,14 @@ class EntropyThreshold(RevealOnly):
         assert view.entropy is not None
         entropy = torch.where(view.hidden, view.entropy, torch.inf)
         return ((entropy < self.nats) | (rank_ascending(entropy) == 0)) & view.hidden
+
+
+@dataclass(frozen=True)
+class LeftToRight(RevealOnly):
+    """One token a step, the first hidden one. A causal network has no other way: its blocks are one position."""
+
+    reads_confidence = False
+
+    def choose(self, view: BlockView) -> Tensor:
+        """The first hidden position."""
+        return view.hidden & (view.hidden.cumsum(1) == 1)

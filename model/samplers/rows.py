@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from model.samplers.policies import BlockView, Policy
 from model.samplers.results import Decoded, Observer, Step
 from model.samplers.sampling import GREEDY, Draws, Sampling
+from model.samplers.states import Grid, Move, State
 
 COUNTERS = (
     "target_forwards",
@@ -24,66 +24,6 @@ COUNTERS = (
     "target_tokens",
     "draft_tokens",
 )
-STOPS = ("early", "block", "never", "on_placement")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where blocks begin and where decoding ends.
-
-    `from_prompt`: blocks are counted from the prompt's end instead of the document's first token. `stop`: what an EOS in the
-    answer does: `early` (ends once nothing is hidden before it), `block` (ends with its block), `never`, or `on_placement`
-    (LLaDA 2.0's quirk: like early, but looked for only by a step that writes an EOS, and in the prompt as well).
-    `canvas_tokens`: a fixed canvas whose places beyond the answer stay masked and are attended.
-    """
-
-    block: int
-    mask: int
-    eos: int | None
-    from_prompt: bool = False
-    stop: str = "early"
-    canvas_tokens: int | None = None
-    minimum_steps: int = 1  # per block, even if it is full before
-
-    def begin(self, prompt_tokens: int) -> int:
-        """The first block's first position."""
-        return prompt_tokens if self.from_prompt else prompt_tokens // self.block * self.block
-
-    def end(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        """The last block's end."""
-        start = self.begin(prompt_tokens)
-        return start - (-(prompt_tokens + max_new_tokens - start) // self.block) * self.block
-
-    def canvas(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        """Positions of the whole canvas."""
-        return self.canvas_tokens or self.end(prompt_tokens, max_new_tokens)
-
-
-@dataclass(frozen=True)
-class State:
-    """All that a step depends on besides the logits: tokens of the current block, steps it has had, steps begun with it full."""
-
-    tokens: Int[Tensor, "*rows block"]
-    step: Int[Tensor, "*rows"]
-    full_steps: Int[Tensor, "*rows"]
-
-    def __getitem__(self, index) -> "State":
-        return State(self.tokens[index], self.step[index], self.full_steps[index])
-
-    def equals(self, other: "State") -> Bool[Tensor, "*rows"]:
-        """Whole states: positions, tokens and both counters (methods section 3)."""
-        same = (self.tokens == other.tokens).all(-1)
-        return same & (self.step == other.step) & (self.full_steps == other.full_steps)
-
-
-@dataclass(frozen=True)
-class Move:
-    """The outcome of a step: the next state, what was written, and whether the block is done."""
-
-    after: State
-    written: Bool[Tensor, "rows block"]
-    edited: Bool[Tensor, "rows block"]
-    finished: Bool[Tensor, " rows"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +45,7 @@ class Rows:
         num_slots: int,
         capacity: int,
         observer: Observer | None = None,
-        bounds: tuple[float, ...] = (),  # confidences at which the policy decides
+        bounds: tuple[float, ...] | None = (),  # confidences at which the policy decides; None: it does not look at any
         differ: bool = False,
     ) -> None:
         shape = (num_slots, capacity)
@@ -175,7 +115,9 @@ class Rows:
         if name not in self.counters:
             self.counters[name] = torch.zeros(self.num_slots, dtype=torch.long)
         if chosen is None:
-            self.counters[name][: self.num_live] += amounts
+            chosen = slice(0, self.num_live)
+        if isinstance(chosen, slice):
+            self.counters[name][chosen].add_(amounts)
         else:
             self.counters[name][chosen] += amounts
 
@@ -198,14 +140,14 @@ class Rows:
         columns = self.columns()[rows]
         self.canvas[rows[:, None], columns] = move.after.tokens
         self.fields["step"][rows], self.fields["full_steps"][rows] = move.after.step, move.after.full_steps
-        at = (rows[:, None].expand_as(columns)[move.written], columns[move.written])
-        forwards = self.counters["target_forwards"][rows].int()[:, None]
-        self.revealed_at[at] = forwards.expand_as(columns)[move.written]
-        self.confidence[at] = 1.0 / (1.0 + doubt[move.written])
+        row, place = move.written.nonzero(as_tuple=True)
+        at = (rows[row], columns[row, place])
+        self.revealed_at[at] = self.counters["target_forwards"][at[0]].int()
+        self.confidence[at] = (doubt[row, place] + 1.0).reciprocal()
         self.gap[rows] = torch.minimum(self.gap[rows], torch.where(move.written, gap, torch.inf).amin(1))
-        hidden = before.tokens == self.mask
-        margin = _selection_margin(move.written, hidden, doubt, self.bounds)
-        self.margin[rows] = torch.minimum(self.margin[rows], margin)
+        if self.bounds is not None:
+            margin = _selection_margin(move.written, before.tokens == self.mask, doubt, self.bounds)
+            self.margin[rows] = torch.minimum(self.margin[rows], margin)
         self.count("steps", 1, rows)
         self.over[rows] = self._ended(rows, before, move)
 
@@ -216,6 +158,8 @@ class Rows:
         if grid.eos is None or grid.stop == "never":
             return at_end
         is_eos = tokens == grid.eos
+        if not is_eos.any():
+            return at_end
         clear = (tokens == self.mask).long().cumsum(1) == 0
         if grid.stop == "on_placement":
             return at_end | self._placed(rows, before, tokens, is_eos, clear) | self._has_eos(rows, is_eos, move)
@@ -245,8 +189,9 @@ class Rows:
         """Go on to the next block, all of it hidden."""
         self._columns = None
         self.fields["start"][rows] += self.block
-        self.fields["hidden_at_start"][rows] = self.block
-        self.fields["step"][rows] = self.fields["full_steps"][rows] = 0
+        self.fields["hidden_at_start"].index_fill_(0, rows, self.block)
+        for name in ("step", "full_steps"):
+            self.fields[name].index_fill_(0, rows, 0)
 
     def tell(
         self, rows, move: Move, drafted: Bool[Tensor, " rows"], accepted: Bool[Tensor, " rows"], before: State
@@ -303,23 +248,6 @@ class Rows:
             smallest_margin=float(self.margin[slot]),
             cache=cache,
         )
-
-
-def advance(policy: Policy, grid: Grid, before: State, proposals, hidden_at_start, answerable) -> Move:
-    """One step of the policy from `before` with the given proposals; the same function moves rows and guesses."""
-    hidden = before.tokens == grid.mask
-    differs = answerable & ~hidden & (proposals.tokens != before.tokens) if policy.edits else None
-    # Stale proposals still hold positions that have been revealed since.
-    doubt = proposals.doubt if policy.edits else torch.where(hidden, proposals.doubt, torch.inf)
-    view = BlockView(hidden, doubt, before.step, hidden_at_start, proposals.entropy, differs)
-    written = policy.choose(view)
-    tokens = torch.where(written, proposals.tokens, before.tokens)
-    edited = written & ~hidden
-    was_full, is_full = ~hidden.any(-1), ~(tokens == grid.mask).any(-1)
-    full_steps = before.full_steps + was_full.long()
-    finished = policy.finished(was_full, is_full, edited.any(-1), full_steps)
-    finished = finished & (before.step + 1 >= grid.minimum_steps)
-    return Move(State(tokens, before.step + 1, full_steps), written, edited, finished)
 
 
 def _selection_margin(

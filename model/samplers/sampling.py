@@ -5,6 +5,7 @@ token is drawn. Everything runs in float64. Noise is a hash of (seed, sample, bl
 stream: a row's tokens depend on nothing but its own state, whatever stands beside it and whichever forward asks.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,16 +32,22 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0.0:
-            raise ValueError(f"temperature {self.temperature} must not be negative; 0 takes the most likely token")
+        if not 0.0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature {self.temperature} must not be negative or infinite; 0 takes the most likely token"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k {self.top_k} must be at least 1")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p {self.top_p} must lie in (0, 1]")
-        if not self.guidance_scale >= 0.0:
-            raise ValueError(f"guidance_scale {self.guidance_scale} must not be negative; 0 switches guidance off")
-        if not self.repeat_penalty > 0.0:
-            raise ValueError(f"repeat_penalty {self.repeat_penalty} must be above 0; 1 switches it off")
+        if not 0.0 <= self.guidance_scale < math.inf:
+            raise ValueError(
+                f"guidance_scale {self.guidance_scale} must not be negative or infinite; 0 switches guidance off"
+            )
+        if not 0.0 < self.repeat_penalty < math.inf:
+            raise ValueError(f"repeat_penalty {self.repeat_penalty} must be above 0, and finite; 1 switches it off")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed} must fit into 64 bits: from -2**63 to 2**63 - 1")
 
     @property
     def lanes(self) -> int:

@@ -22,6 +22,7 @@ class TokenEditing:
     refining_steps: int = 16
     edits = True
     needs_entropy = False
+    reads_confidence = True
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)

@@ -18,12 +18,12 @@ from model.apps.answer import DEFAULT_POLICY, Assistant, best_device
 from model.apps.registered import registered_checkpoint
 from model.checkpoints.store import Checkpoint, load_checkpoint
 from model.registry import names, resolve
+from model.samplers.decode import COUNTED
 from model.samplers.sampling import GREEDY, Sampling
 from tasks.guessing import DRAFT, SOURCES, adaptive_depth, make_guesser
 
 MODELS = Path("data/models")
 FINE_TUNED, REGISTERED, REGISTERED_NAME, ALIAS = "finetune_diffusion", "registered", "unmask-target", "champion"
-COUNTED = {"one_token": (), "tokens_per_step": ("tokens",)}  # policies that `make_policy` knows beside the registry's
 DEPTH, AUTO, DEEPEST = 4, "auto", 8
 
 

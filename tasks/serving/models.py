@@ -10,9 +10,9 @@ from model.apps.answer import best_device, encode_prompt
 from model.apps.engine import Engine
 from model.apps.registered import registered_version
 from model.checkpoints.store import load_checkpoint
-from model.samplers.block_loop import BlockDecoder
+from model.samplers.adaptive_depth import AdaptiveDepth
 from model.samplers.decode import make_decoder
-from model.samplers.guesses import AdaptiveDepth, ChainGuesser
+from model.samplers.guesses import ChainGuesser
 from model.text.tokenizer import load_tokenizer
 from tasks.promotion.champions import DRAFT, DRAFT_TAG
 from tasks.serving.settings import ServeConfig
@@ -94,19 +94,18 @@ def load(source: Source, config: ServeConfig) -> Served:
     """The model with its draft on the best device, its decoder's thread started. ValueError for what cannot be served."""
     device, dtype = best_device(), getattr(torch, config.precision)
     target = load_checkpoint(source.folder, device, dtype)
-    if target.config.attention == "causal":
-        raise ValueError(
-            f"{source.label} writes from left to right; the server decodes blocks: serve a diffusion model"
-        )
     tokenizer = load_tokenizer(str(source.folder))
     guesser, speculation = None, {"used": False, "why": "serve.speculation is off"}
-    if config.speculation != "off":
+    if target.config.attention == "causal":
+        speculation["why"] = (
+            "the model is causal: it writes a token per forward, and no later state of a block can be guessed"
+        )
+    elif config.speculation != "off":
         draft = load_checkpoint(source.draft_folder, device, dtype) if source.draft_folder else None
         matches = recorded_matches(source.tags, config.policy)
         prompt = encode_prompt(tokenizer, [{"role": "user", "content": "How are you?"}])
         guesser, speculation = choose_guesser(target, draft, matches, prompt, config.batch_rows)
     decoder = make_decoder(target.network, config.policy, config.batch_rows, guesser=guesser)
-    assert isinstance(decoder, BlockDecoder)
     context = min(config.context_tokens or target.config.maximum_positions, target.config.maximum_positions)
     block = decoder.block_tokens
     if context < 2 * block:

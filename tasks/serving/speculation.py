@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.checkpoints.store import Checkpoint
-from model.samplers.guesses import AdaptiveDepth, DraftGuesser, Guesser, StaleGuesser
+from model.samplers.adaptive_depth import AdaptiveDepth
+from model.samplers.guesses import Guesser
+from tasks.guessing import draft_price, make_guesser
 from tasks.register import SPECULATION_TAG
 from tasks.speculation_costs import Costs, measure_costs
 
@@ -29,7 +31,7 @@ def choose_guesser(
     target: Checkpoint, draft: Checkpoint | None, matches: Mapping[str, float], prompt: list[int], batch_rows: int
 ) -> tuple[Guesser | None, dict[str, Any]]:
     """The guesser that promises most for one live row, or None, and why: for the log and /health."""
-    usable = {source: match for source, match in matches.items() if source == "stale" or (source == "draft" and draft)}
+    usable = {source: match for source, match in matches.items() if source == "stale" or draft}
     if not usable:
         return None, {"used": False, "why": "no acceptance is recorded for this model under the policy that is served"}
     counts = sorted({1, *(count for count in (4, 16, 64) if count < batch_rows), batch_rows})
@@ -37,7 +39,8 @@ def choose_guesser(
     costs = {count: measure_costs(target.network, network, [prompt] * count, DEPTHS) for count in counts}
     gains = {source: costs[1].recommend(source, match, max(DEPTHS)) for source, match in usable.items()}
     source = max(gains, key=lambda name: gains[name][1])
-    depth = AdaptiveDepth(max(DEPTHS), by_rows={count: _pair(costs[count], source) for count in counts})
+    by_rows = {count: _pair(costs[count], source) for count in counts}
+    depth = AdaptiveDepth(max(DEPTHS), by_rows=by_rows, free_guesses=draft_price(source, 1.0)[1])
     depth.record(WEIGHT, WEIGHT * usable[source])
     promised = {str(count): round(depth.speed_up(depth.best(count), count), 3) for count in counts}
     report = {
@@ -45,16 +48,14 @@ def choose_guesser(
         "why": f"predicted speed-up for one row {gains[source][1]:.2f}, at least {LEAST_GAIN} is asked",
         "source": source,
         "recorded_match_probability": usable[source],
-        "measured_draft_and_row_cost": {str(count): _pair(costs[count], source) for count in counts},
+        "measured_draft_and_row_cost": {str(count): pair for count, pair in by_rows.items()},
         "predicted_speed_up_by_rows": promised,
     }
     if not report["used"]:
         return None, report
-    if source == "stale" or draft is None:
-        return StaleGuesser(depth), report
-    return DraftGuesser(draft.network, target.network, depth), report
+    return make_guesser(source, depth, target, draft), report
 
 
 def _pair(costs: Costs, source: str) -> tuple[float, float]:
     """Costs of a guess: its draft's forward and its place in the target's."""
-    return (round(costs.draft, 4) if source == "draft" else 0.0, round(costs.row_cost, 4))
+    return (round(draft_price(source, costs.draft)[0], 4), round(costs.row_cost, 4))

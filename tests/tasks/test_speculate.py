@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,19 @@ def test_models_from_a_foreign_layout_are_speculated_with_as_the_pipelines_own(
     (tmp_path / "data/raw").symlink_to(root / "data/raw")
     speculate(make_stage(tmp_path, start_from=given))
     assert json.loads((tmp_path / "data/metrics/speculate.json").read_text()) == finished.figures
+
+
+def test_a_draft_with_another_tokenizer_of_the_same_size_is_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "data/models/distill_draft", tmp_path / "other")
+    file = tmp_path / "other/tokenizer.json"
+    described = json.loads(file.read_text())
+    ids = described["model"]["vocab"]
+    first, second = (next(text for text, token in ids.items() if token == wanted) for wanted in (100, 101))
+    ids[first], ids[second] = ids[second], ids[first]
+    file.write_text(json.dumps(described))
+    stage = make_stage(root, start_from={"distill_draft": str(tmp_path / "other")}, sources=["draft"])
+    with pytest.raises(ValueError, match=r"different tokenizers: token 100 is .* distilled from this target"):
+        speculate(stage)
 
 
 def test_the_recommended_depth_follows_from_what_forwards_cost_here(finished) -> None:

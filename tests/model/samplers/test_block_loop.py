@@ -11,8 +11,7 @@ from model.samplers import compatibility
 from model.samplers.block_loop import BlockDecoder
 from model.samplers.decode import make_decoder, make_policy
 from model.samplers.guesses import DraftGuesser
-from model.samplers.left_to_right import LeftToRight
-from model.samplers.policies import BlockView, EntropyThreshold, Factor, FixedSteps, Hybrid, Threshold
+from model.samplers.policies import BlockView, EntropyThreshold, Factor, FixedSteps, Hybrid, Threshold, UniformTime
 from model.samplers.token_editing import TokenEditing
 
 MASK, EOS, BLOCK = 30, 1, 8
@@ -115,21 +114,6 @@ def test_no_mask_token_is_left_and_the_limit_holds():
         assert EOS not in decoded.tokens[:-1]
 
 
-def test_left_to_right_with_cache_and_batch_equals_recomputing_every_prefix():
-    from model.network.masks import AttentionPattern
-
-    net, asked = network("causal"), prompts()
-    found = LeftToRight(net, batch_rows=3)(asked, 12)
-    for prompt, decoded in zip(asked, found, strict=True):
-        tokens = list(prompt)
-        while len(tokens) - len(prompt) < 12 and EOS not in tokens[len(prompt) :]:
-            row = torch.tensor([tokens])
-            positions = torch.arange(len(tokens))[None]
-            hidden = net(row, positions, AttentionPattern("causal", torch.zeros_like(row), positions))
-            tokens.append(int(net.head(hidden)[0, -1].argmax()))
-        assert decoded.tokens == tokens[len(prompt) :]
-
-
 def test_bad_input_is_refused_with_the_way_out():
     net = network()
     decode = BlockDecoder(net, FixedSteps(8))
@@ -150,15 +134,39 @@ def test_bad_input_is_refused_with_the_way_out():
     for wrong in (Factor, EntropyThreshold):
         with pytest.raises(ValueError, match="above 0"):
             wrong(0.0)
-    for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"repeat_penalty": 0.0}, {"tempo": 1}):
+    for wrong in (
+        {"temperature": -1.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"repeat_penalty": 0.0},
+        {"tempo": 1},
+        {"temperature": float("inf")},
+        {"guidance_scale": float("nan")},
+        {"seed": 2**63},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             make_decoder(net, {"name": "one_token"}, sampling=wrong)
     with pytest.raises(ValueError, match="does not divide max_new_tokens 10"):
         make_decoder(network("bidirectional"), **compatibility.llada(8, 16, 8))([[2]], 10)
     with pytest.raises(ValueError, match="block_length 8 must divide gen_length 10"):
         compatibility.llada(8, 10, 8)
-    with pytest.raises(ValueError, match="at least 1"):
-        FixedSteps(0)
+    for wrong in (0, 2.5, "4"):
+        for make in (FixedSteps, UniformTime, lambda steps: Hybrid(0.9, steps)):
+            with pytest.raises(ValueError, match="at least 1"):
+                make(wrong)
+    for wrong, words in (
+        ({"name": "tokens_per_step"}, "takes tokens"),
+        ({"name": "one_token", "tokens": 2}, "takes no options"),
+        ({"name": "tokens_per_step", "tokens": 0}, "from 1 to"),
+        ({"name": "tokens_per_step", "tokens": 9}, "from 1 to"),
+        ({"name": "threshold"}, "missing"),
+        ({"name": "threshold", "threshold": 0.9, "steps": 3}, "unexpected"),
+        ({"threshold": 0.9}, "unknown policy 'None'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make_policy(wrong, BLOCK)
+    with pytest.raises(ValueError, match="never"):
+        compatibility.Quirks(stop="sometimes")
     with pytest.raises(ValueError, match="Did you mean 'threshold'"):
         make_policy({"name": "treshold"}, BLOCK)
     with pytest.raises(ValueError, match="block_tokens"):

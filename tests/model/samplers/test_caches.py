@@ -127,7 +127,7 @@ def test_bad_options_are_refused_with_the_way_out():
     ):
         with pytest.raises(ValueError, match=message):
             BlockDecoder(net, FixedSteps(2), **options)
-    with pytest.raises(ValueError, match="decodes left to right"):
+    with pytest.raises(ValueError, match="policy left_to_right"):
         BlockDecoder(network("causal"), FixedSteps(2))
     rng = random.Random(0)
     assert len(BlockDecoder(both, FixedSteps(2), block_tokens=5)([[rng.randrange(2, 9)] * 3], 7)[0].tokens) <= 7

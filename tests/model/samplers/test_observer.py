@@ -7,8 +7,7 @@ from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.samplers.block_loop import BlockDecoder
 from model.samplers.guesses import DraftGuesser
-from model.samplers.left_to_right import LeftToRight
-from model.samplers.policies import Threshold
+from model.samplers.policies import LeftToRight, Threshold
 
 MASK, EOS, BLOCK = 30, 1, 8
 PROMPTS = [[2, 3, 4], [5] * 11, [7, 8]]
@@ -25,7 +24,7 @@ def network(attention: str = "block_causal") -> Transformer:
 
 def decoder(kind: str):
     if kind == "causal":
-        return LeftToRight(network(kind), 2)
+        return BlockDecoder(network(kind), LeftToRight(), batch_rows=2)
     net = network("bidirectional" if kind == "bidirectional" else "block_causal")
     guesser = DraftGuesser(net, net, 2) if kind == "guesses" else None
     return BlockDecoder(net, Threshold(0.05), batch_rows=2, guesser=guesser)

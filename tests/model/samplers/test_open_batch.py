@@ -5,9 +5,10 @@ import random
 import pytest
 import torch
 
+from model.samplers.adaptive_depth import AdaptiveDepth
 from model.samplers.block_loop import BlockDecoder
-from model.samplers.guesses import AdaptiveDepth, DraftGuesser, StaleGuesser
-from model.samplers.policies import Threshold
+from model.samplers.guesses import DraftGuesser, StaleGuesser
+from model.samplers.policies import LeftToRight, Threshold
 from model.samplers.rows import Entry
 from model.samplers.sampling import Draws, Sampling
 from tests.model.samplers.test_block_loop import BLOCK, EOS, MASK, network, noisy_copy, prompts
@@ -22,15 +23,25 @@ def entries(count: int = 8) -> list[Entry]:
     return [Entry(i, asked[i], rng.randrange(1, 33), DRAWS[i % len(DRAWS)]) for i in range(count)]
 
 
+def policy_of(net):
+    return LeftToRight() if net.config.attention == "causal" else Threshold(0.2)
+
+
 def alone(net, entry: Entry) -> list[int]:
     """The answer of a decoder made for this row, with nobody beside it."""
-    decode = BlockDecoder(net, Threshold(0.2), sampling=entry.sampling)
+    decode = BlockDecoder(net, policy_of(net), sampling=entry.sampling)
     return decode([entry.prompt], entry.max_new_tokens)[0].tokens
 
 
 @pytest.mark.parametrize(
     ("attention", "guesses"),
-    [("block_causal", "none"), ("block_causal", "stale"), ("block_causal", "draft"), ("bidirectional", "stale")],
+    [
+        ("block_causal", "none"),
+        ("block_causal", "stale"),
+        ("block_causal", "draft"),
+        ("bidirectional", "stale"),
+        ("causal", "none"),
+    ],
 )
 def test_rows_that_come_and_go_get_the_answer_they_would_get_alone(attention, guesses):
     net, rng = network(attention), random.Random(1)
@@ -39,17 +50,17 @@ def test_rows_that_come_and_go_get_the_answer_they_would_get_alone(attention, gu
         "stale": lambda: StaleGuesser(2),
         "draft": lambda: DraftGuesser(noisy_copy(net, 0.1), net, AdaptiveDepth(2)),
     }
-    decoder = BlockDecoder(net, Threshold(0.2), batch_rows=3, guesser=made[guesses]())
+    decoder = BlockDecoder(net, policy_of(net), batch_rows=3, guesser=made[guesses]())
     batch, found, coming = decoder.open(CAPACITY), {}, entries()
-    gone = None
+    expected = {entry.index: alone(net, entry) for entry in entries()}
+    longest, gone = max(expected, key=lambda index: len(expected[index])), None
     while coming or batch.waiting or batch.rows.num_live:
         if coming and rng.random() < 0.4:
             batch.waiting.append(coming.pop(0))
         if batch.waiting or batch.rows.num_live:
             found.update(decoder.step(batch))
-        gone = gone or decoder.drop(batch, 5)
-    expected = {entry.index: alone(net, entry) for entry in entries()}
-    assert gone.tokens == expected.pop(5)[: len(gone.tokens)]
+        gone = gone or decoder.drop(batch, longest)
+    assert gone.tokens == expected.pop(longest)[: len(gone.tokens)]
     assert {index: decoded.tokens for index, decoded in found.items()} == expected
 
 

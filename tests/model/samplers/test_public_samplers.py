@@ -36,7 +36,9 @@ def network(name: str) -> Transformer:
 def cases(name: str, word: str) -> list[str]:
     """The cases of a fixture made by a sampler of that name."""
     path = FIXTURES / name / "cases.json"
-    return [key for key, case in json.loads(path.read_text()).items() if word in case.get("sampler", "")]
+    found = [key for key, case in json.loads(path.read_text()).items() if word in case.get("sampler", "")]
+    assert found, f"{path} has no case of {word}: an empty list would skip its test in silence"
+    return found
 
 
 def decode(name: str, prompts: list[list[int]], new: int, options: dict, **config) -> list[Decoded]:

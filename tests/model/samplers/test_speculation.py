@@ -5,10 +5,12 @@ from functools import cache
 import pytest
 import torch
 
-from model.samplers import rows
+from model.registry import names
+from model.samplers import states
+from model.samplers.adaptive_depth import AdaptiveDepth
 from model.samplers.block_loop import BlockDecoder
 from model.samplers.decode import make_policy
-from model.samplers.guesses import AdaptiveDepth, BothGuesser, DraftGuesser, StaleGuesser
+from model.samplers.guesses import BothGuesser, DraftGuesser, StaleGuesser
 from model.samplers.results import flop_speed_up
 from model.samplers.sampling import Sampling
 from tests.model.samplers.table_network import BLOCK, TableNetwork
@@ -22,6 +24,8 @@ POLICIES = {
     "hybrid": {"name": "hybrid", "threshold": 0.5, "steps": 3},
     "factor": {"name": "factor", "factor": 1.2},
     "entropy": {"name": "entropy_threshold", "nats": 1.2},
+    "uniform_time": {"name": "uniform_time", "steps": 3},
+    "left_to_right": {"name": "left_to_right"},
     "editing": {"name": "token_editing", "threshold": 0.4, "edit_threshold": 0.5, "refining_steps": 3},
 }
 GUESSERS = {
@@ -42,6 +46,10 @@ def decode(net, policy, guesser=None, temperature=0.0, seed=0, new=7, **options)
     decoder = BlockDecoder(net, made, batch_rows=2, guesser=guesser, sampling=sampling, **options)
     answers = decoder(PROMPTS, new, observer=lambda s: steps.setdefault(s.row, []).append((s.positions, s.tokens)))
     return answers, steps
+
+
+def test_every_policy_that_has_a_name_is_speculated_with():
+    assert {policy["name"] for policy in POLICIES.values()} >= set(names("policy"))
 
 
 def check(plain, found) -> None:
@@ -107,7 +115,7 @@ def test_a_match_of_less_than_the_whole_state_is_caught(careless, monkeypatch):
         same = (self.tokens == other.tokens) | (self.tokens == 13) | (careless == "step_alone")
         return same.all(-1) & (self.step == other.step)
 
-    monkeypatch.setattr(rows.State, "equals", resembles)
+    monkeypatch.setattr(states.State, "equals", resembles)
     found = decode(net, policy, DraftGuesser(TableNetwork(7, 0.6), net, 3, width=3))
     with pytest.raises(AssertionError):
         check(plain, found)
@@ -142,6 +150,7 @@ def test_the_adaptive_depth_follows_acceptance():
         depth.record(4, 0)
     assert [depth.now() for _ in range(32)].count(1) == 2 and depth.now() == 0  # a probe in sixteen
     assert AdaptiveDepth(6, draft_cost=0.0, row_cost=0.0).now() == 6
+    assert AdaptiveDepth(6, draft_cost=9.0, row_cost=0.0, free_guesses=2).now() == 2
 
 
 def test_a_draft_of_another_vocabulary_mask_or_grid_is_refused():

@@ -40,16 +40,17 @@ def config(**changes: Any) -> ServeConfig:
     return ServeConfig.from_section(SETTINGS | changes)
 
 
-def write_checkpoint(root: Path, folder: Path, seed: int) -> None:
+def write_checkpoint(root: Path, folder: Path, seed: int, attention: str = "block_causal") -> None:
     """Sharp random logits, so that rounding decides nothing, and no EOS, so that answers are as long as they may be."""
     if not (root / "tokenizer").exists():
         texts = ["What is 3 + 4? Mira has three pens, and Tom has none at all.", "Zoë’s größter Fuß: 北京 ☃"]
         train_tokenizer(iter(texts * 30), 330, root / "plain")
         add_mask_token(load_tokenizer(root / "plain"), root / "tokenizer")
-    tokenizer = load_tokenizer(root / "tokenizer")
+    kept = root / ("plain" if attention == "causal" else "tokenizer")  # without a mask token, and with one
+    tokenizer = load_tokenizer(kept)
     shape = NetworkConfig(
         vocabulary_size=len(tokenizer), hidden_size=24, num_layers=2, num_heads=2, feed_forward_size=32,
-        maximum_positions=512, attention="block_causal", block_tokens=8, eos_token_id=tokenizer.eos_token_id,
+        maximum_positions=512, attention=attention, block_tokens=8, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, mask_token_id=tokenizer.mask_token_id,
     )  # fmt: skip
     network = Transformer(shape)
@@ -59,14 +60,16 @@ def write_checkpoint(root: Path, folder: Path, seed: int) -> None:
             if parameter.dim() > 1:
                 parameter.mul_(9)
         network.unembedding.weight[tokenizer.eos_token_id] = 0
-    save_checkpoint(folder, network, shape, root / "tokenizer")
+    save_checkpoint(folder, network, shape, kept)
 
 
-def add_version(root: Path, seed: int, alias: str | None = None, tags: dict[str, str] | None = None) -> str:
+def add_version(
+    root: Path, seed: int, alias: str | None = None, tags: dict[str, str] | None = None, attention: str = "block_causal"
+) -> str:
     """Another version in the registry, whose files lie where the register stage would put them."""
     client, _ = open_store(root)
     folder = root / f"versions/{seed}"
-    write_checkpoint(root, folder / "artifacts/checkpoint", seed)
+    write_checkpoint(root, folder / "artifacts/checkpoint", seed, attention)
     if not client.search_registered_models(f"name = '{NAME}'"):
         client.create_registered_model(NAME)
     version = client.create_model_version(NAME, folder.as_uri(), tags=tags or {}).version
@@ -103,13 +106,13 @@ class Server:
 
 
 @contextmanager
-def serving(root: Path, **changes: Any) -> Iterator[Server]:
+def serving(root: Path, environment: dict[str, str] | None = None, **changes: Any) -> Iterator[Server]:
     (root / "params.yaml").write_text(yaml.safe_dump({"threads": 1, "serve": SETTINGS | changes}))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     process = subprocess.Popen(
         [sys.executable, "-m", "tasks.serve"],
         cwd=root,
-        env=kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        env=kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -8,6 +8,10 @@ import httpx
 import openai
 import pytest
 
+from model.apps.answer import encode_prompt
+from model.checkpoints.store import load_checkpoint
+from model.samplers.decode import make_decoder
+from model.text.tokenizer import load_tokenizer
 from model.training.tracking import open_store
 from tests.tasks.serving.conftest import NAME, Server, add_version, serving, wait_until
 
@@ -93,6 +97,33 @@ def test_what_is_too_much_is_refused_with_the_limit(server: Server) -> None:
     assert refused.value.status_code == 413
     content = (b"x" * 1000 for _ in range(30))  # no length is declared
     assert httpx.post(f"{server.address}/v1/chat/completions", content=content).status_code == 413
+
+
+def test_a_causal_model_answers_token_by_token_whoever_stands_beside_it(tmp_path: Path) -> None:
+    add_version(tmp_path, 5, "champion", attention="causal")
+    with serving(tmp_path) as server:
+        options = [{}, {"temperature": 1.5, "seed": 7}, {"temperature": 1.2, "top_p": 0.7, "seed": -3}]
+        asked = [(question, option) for question in QUESTIONS[:2] for option in options]
+        alone = [ask(server, question, **option).choices[0] for question, option in asked]
+        with ThreadPoolExecutor(len(asked)) as pool:
+            streamed = list(pool.map(lambda pair: in_stream(server, pair[0], **pair[1]), asked))
+        assert [text for text, *_ in streamed] == [choice.message.content for choice in alone]
+        assert len({text for text, *_ in streamed}) == len(asked)
+        tokens, pieces = (
+            sum(values) for values in zip(*((u.completion_tokens, n) for _, _, u, n in streamed), strict=True)
+        )
+        assert tokens >= 96 and pieces > tokens / 4  # blocks of 8 give an eighth; a character may have several tokens
+        text = alone[0].message.content
+        stop = text[len(text) // 2 : len(text) // 2 + 3]
+        assert in_stream(server, QUESTIONS[0], stop=[stop])[:2] == (text[: text.index(stop)].rstrip(), "stop")
+        health = server.get("/health").json()
+        assert not health["speculation"]["used"] and "causal" in health["speculation"]["why"]
+        assert server.figure("unmask_tokens_per_forward") == 1.0
+    checkpoint = load_checkpoint(tmp_path / "versions/5/artifacts/checkpoint")
+    tokenizer = load_tokenizer(str(checkpoint.folder))
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": QUESTIONS[0]}]
+    (answer,) = make_decoder(checkpoint.network)([encode_prompt(tokenizer, turns)], 48)
+    assert tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() == text
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
