@@ -6,29 +6,27 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import torch
-
 from model.network.transformer import Transformer
 from model.samplers.adaptive_depth import speed_up
-from model.samplers.rows import Entry, Rows
-from model.samplers.sampling import GREEDY, Proposer
-from model.samplers.sources import make_source
-from model.samplers.states import Grid, State
-from model.samplers.targets import SourceSettings
+from model.samplers.block_loop import BlockDecoder
+from model.samplers.compatibility import Quirks
+from model.samplers.guesses import DraftGuesser, Guesser, StaleGuesser
+from model.samplers.policies import FixedSteps
+from model.samplers.rows import Entry
 from tasks.guessing import draft_price
 
-ROUNDS = 7
+ROUNDS, STEPS, NEW_TOKENS = 3, 4, 64
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Relative to a target forward over one block per row: `verify[k]` = v(k), a forward over k + 1 candidates; `draft` = c.
+    """Relative to a step of plain decoding: `verify[k]` = v(k), one that makes, reads and compares k free guesses; `draft` = c.
 
     `row_cost` r is the least-squares fit of v(k) = 1 + r k: 0 where reading the weights is all that costs, 1 where computing is.
     """
 
     rows: int
-    seconds: float  # of a target forward over one block per row
+    seconds: float  # of a step of plain decoding
     verify: dict[int, float]
     draft: float
     row_cost: float
@@ -59,38 +57,32 @@ def costs_of(costs: Costs, row: dict[str, Any], maximum: int) -> dict[str, Any]:
 def measure_costs(
     target: Transformer, draft: Transformer, prompts: Sequence[list[int]], depths: Sequence[int]
 ) -> Costs:
-    """v and c for as many rows as there are prompts, whose first block is asked about again and again."""
-    candidates = [1, *(depth + 1 for depth in depths)]
-    seconds = forward_seconds(target, prompts, candidates)
-    verify = {depth: seconds[depth + 1] / seconds[1] for depth in depths}
-    row_cost = sum(depth * (value - 1) for depth, value in verify.items()) / sum(depth**2 for depth in depths)
-    draft_seconds = forward_seconds(draft, prompts, [1])[1]
-    return Costs(len(prompts), seconds[1], verify, draft_seconds / seconds[1], max(row_cost, 0.0))
-
-
-@torch.no_grad()
-def forward_seconds(network: Transformer, prompts: Sequence[list[int]], candidates: Sequence[int]) -> dict[int, float]:
-    """Candidates -> median seconds of a forward over so many states of every prompt's current block; counts take turns."""
-    config = network.config
-    grid = Grid(config.block_tokens, config.mask_token_id, config.eos_token_id)
-    settings = SourceSettings(grid, Proposer(GREEDY, config.mask_token_id), edits=False)
-    capacity = max(grid.canvas(len(prompt), 1) for prompt in prompts)
-    cache = "prefix" if config.attention == "block_causal" else "none"
-    source = make_source(network, settings, len(prompts), capacity, cache, max(candidates))
-    rows = Rows(grid, len(prompts), capacity)
-    for index, prompt in enumerate(prompts):
-        rows.enter(Entry(index, prompt, 1))
-    source.admit(rows, 0, len(prompts))
-    state = rows.state()
-    taken: dict[int, list[float]] = {count: [] for count in candidates}
+    """v and c for as many rows as there are prompts, from whole steps: forwards, and guessing and walking on the host."""
+    ways: dict[str, Guesser | None] = {"plain": None, "stale": StaleGuesser(1), "draft": DraftGuesser(draft, target, 1)}
+    ways |= {str(depth): StaleGuesser(depth) for depth in depths}
+    policy, quirks = FixedSteps(target.config.block_tokens), Quirks(stop="never")
+    taken: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
-        for count in candidates:
-            states = State(
-                state.tokens[:, None].expand(-1, count, -1),
-                state.step[:, None].expand(-1, count),
-                state.full_steps[:, None].expand(-1, count),
+        for way, guesser in ways.items():
+            taken[way] += step_seconds(
+                BlockDecoder(target, policy, len(prompts), guesser=guesser, quirks=quirks), prompts
             )
-            started = time.perf_counter()
-            source.forward(rows, states, torch.ones(len(prompts), count, dtype=torch.bool))
-            taken[count].append(time.perf_counter() - started)
-    return {count: median(values[1:]) for count, values in taken.items()}  # the first one warms up
+    seconds = {way: median(values) for way, values in taken.items()}
+    plain = seconds["plain"]
+    verify = {depth: seconds[str(depth)] / plain for depth in depths}
+    row_cost = sum(depth * (value - 1) for depth, value in verify.items()) / sum(depth**2 for depth in depths)
+    drafted = seconds["draft"] - seconds["stale"]  # the same step, but for where its guess comes from
+    return Costs(len(prompts), plain, verify, max(drafted, 0.0) / plain, max(row_cost, 0.0))
+
+
+def step_seconds(decoder: BlockDecoder, prompts: Sequence[list[int]]) -> list[float]:
+    """Seconds of steps over all prompts, without the one that reads them; of that one where the context has no room for more."""
+    block, taken = decoder.block_tokens, list[float]()
+    longest = min(decoder.network.config.maximum_positions, max(map(len, prompts)) + NEW_TOKENS + block)
+    batch = decoder.open(longest // block * block)
+    batch.waiting.extend(Entry(index, prompt, decoder.room(longest, prompt)) for index, prompt in enumerate(prompts))
+    while len(taken) <= STEPS and (batch.waiting or batch.rows.num_live == len(prompts)):
+        started = time.perf_counter()
+        decoder.step(batch)
+        taken.append(time.perf_counter() - started)
+    return taken[1:] or taken

@@ -1,8 +1,8 @@
 """Whether guessing pays here: how often guesses were right, as the speculate stage recorded it, against what they cost here.
 
-The cost of a forward over several candidates, and of a draft's, is measured when a model is loaded, for one live row and for
-more. While serving, the depth follows the acceptance of the traffic itself, and is 0 where so many rows are live that guessing
-costs more than it saves.
+The cost of a step with guesses, and of a draft's forward, is measured when a model is loaded, for one live row and for more.
+While serving, the depth follows the acceptance of the traffic itself, and is 0 where so many rows are live that guessing costs
+more than it saves.
 """
 
 import json
