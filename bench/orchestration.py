@@ -1,8 +1,9 @@
 """What Prefect, DVC and MLflow cost: python -m bench.orchestration [--preset smoke] [--deployed]
 
 Runs the stage programs of dvc.yaml bare, one after the other (no DVC, no Prefect, no MLflow), and then the whole flow, each in
-a scratch copy of this repository with the same preset, and prints both times and their ratio. Your own outputs are not touched.
-With --deployed: instead, what a deployed run's queue, worker and engine add to each stage, and what idle servers hold in memory.
+a scratch copy of this repository with the same preset, and prints both times and their ratio, by the clock and in processor
+time, which a busy machine does not stretch. Your own outputs are not touched. With --deployed: a run of the preset's deployment
+takes the flow's place, and each stage is compared with its bare program, from its submission to its end.
 """
 
 import argparse
@@ -17,12 +18,30 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seen by the bare programs only: hides packages that a stage does without when they are absent.
 HIDE = "import sys\nsys.modules['mlflow'] = sys.modules['dvc'] = None\n"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds by the clock, and seconds of processors."""
+
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, self.processor_seconds + other.processor_seconds)
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds - other.seconds, self.processor_seconds - other.processor_seconds)
+
+    def __str__(self) -> str:
+        return f"{self.seconds:8.2f} s, {self.processor_seconds:8.2f} s of processors"
 
 
 def main() -> int:
@@ -36,43 +55,45 @@ def main() -> int:
         "--deployed", action="store_true", help="a run of the preset's deployment on `make up`'s services"
     )
     arguments = parser.parse_args()
-    if arguments.deployed:
-        return deployed(arguments.preset or "smoke")
     with tempfile.TemporaryDirectory(prefix="unmask-bench-") as folder:
-        bare = bare_seconds(scratch_copy(Path(folder) / "bare", arguments.preset))
-        print(f"bare, in sequence:         {bare:8.1f} s", flush=True)
+        bare = bare_costs(scratch_copy(Path(folder) / "bare", arguments.preset))
+        alone = sum(bare.values(), Cost())
+        print(f"bare, in sequence:         {alone}", flush=True)
+        if arguments.deployed:
+            return deployed(scratch_copy(Path(folder) / "clone", arguments.preset), arguments.preset or "tiny", bare)
         command = [sys.executable, "-m", "flows.pipeline", "--max-parallel", str(arguments.max_parallel)]
         copy = scratch_copy(Path(folder) / "flow", arguments.preset)
-        whole = seconds_of(command, copy)
-        print(f"Prefect, DVC and MLflow:   {whole:8.1f} s, at most {arguments.max_parallel} side by side")
-        again = seconds_of(command, copy)
-        print(f"again, nothing changed:    {again:8.1f} s")
+        whole = cost_of(command, copy)
+        print(f"Prefect, DVC and MLflow:   {whole}, at most {arguments.max_parallel} side by side")
+        print(f"again, nothing changed:    {cost_of(command, copy)}")
     stages = len(commands_in_order(ROOT))
-    print(
-        f"cost:                      {whole / bare:8.3f} x bare, {(whole - bare) / stages:.1f} s for each of {stages} stages"
-    )
+    for name, with_all, without in (
+        ("by the clock:", whole.seconds, alone.seconds),
+        ("processor time:", whole.processor_seconds, alone.processor_seconds),
+    ):
+        each = (with_all - without) / stages
+        print(f"cost, {name:21}{with_all / without:8.3f} x bare, {each:.2f} s for each of {stages} stages")
     return 0
 
 
-def deployed(preset: str) -> int:
-    """Prints the services' memory and, stage by stage, seconds between submission and end outside `dvc repro`."""
-    with tempfile.TemporaryDirectory(prefix="unmask-bench-") as folder:
-        copy = scratch_copy(Path(folder) / "clone", preset)
-        for command in (
-            ["add", "-A"],
-            ["-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "-qm", "bench"],
-        ):
-            subprocess.run(["git", *command], cwd=copy, check=True)
-        try:
-            seconds_of([sys.executable, "-m", "flows.services", "up"], copy)
-            print(f"idle servers and worker:   {services_megabytes(copy):8.0f} MB", flush=True)
-            run = ["-m", "prefect", "deployment", "run", f"pipeline/{preset}", "--watch"]
-            print(f"pipeline/{preset}: {seconds_of([sys.executable, *run], copy):.1f} s")
-            added = dict(added_seconds(copy))
-        finally:
-            seconds_of([sys.executable, "-m", "flows.services", "down"], copy)
-    print("\n".join(f"{name:28}{seconds:6.1f} s" for name, seconds in added.items()))
-    print(f"median of {len(added)} stages:       {statistics.median(added.values()):8.1f} s")
+def deployed(copy: Path, preset: str, bare: dict[str, Cost]) -> int:
+    """Prints the services' memory, and what each stage costs between submission and end more than its bare program."""
+    identity = ["-c", "user.name=bench", "-c", "user.email=bench@localhost"]
+    for command in (["add", "-A"], [*identity, "commit", "-qm", "bench"]):
+        subprocess.run(["git", *command], cwd=copy, check=True)
+    try:
+        cost_of([sys.executable, "-m", "flows.services", "up"], copy)
+        print(f"idle servers and worker:   {services_megabytes(copy):8.0f} MB", flush=True)
+        run = ["-m", "prefect", "deployment", "run", f"pipeline/{preset}", "--param", "max_parallel=1", "--watch"]
+        print(f"pipeline/{preset}: {cost_of([sys.executable, *run], copy).seconds:.1f} s")
+        runs = dict(stage_costs(copy))
+    finally:
+        cost_of([sys.executable, "-m", "flows.services", "down"], copy)
+    added = {name: cost - bare[name] for name, cost in runs.items() if name in bare}
+    print("\n".join(f"{name:28}{cost}" for name, cost in added.items()))
+    for what in ("seconds", "processor_seconds"):
+        values = [getattr(cost, what) for cost in added.values()]
+        print(f"added, {what}: median {statistics.median(values):.2f}, greatest {max(values):.2f}")
     return 0
 
 
@@ -85,8 +106,8 @@ def services_megabytes(folder: Path) -> float:
     return sum(process.memory_full_info().pss for process in kept) / 2**20
 
 
-def added_seconds(folder: Path) -> Iterator[tuple[str, float]]:
-    """For every stage run: from its creation to its end, without the seconds that the stage itself reports."""
+def stage_costs(folder: Path) -> Iterator[tuple[str, Cost]]:
+    """For every stage run: from its creation to its end, with the processor time of its engine and all below it."""
     address = json.loads((folder / ".work/services/prefect.json").read_text())["address"]
 
     def ask(path: str) -> list[dict]:
@@ -97,9 +118,9 @@ def added_seconds(folder: Path) -> Iterator[tuple[str, float]]:
     runs = {run["id"]: run for run in ask("/flow_runs/filter")}
     for artifact in ask("/artifacts/filter"):
         if artifact["type"] == "markdown":
-            run, outcome = runs[artifact["flow_run_id"]], json.loads(artifact["data"])["outcome"]
+            run, report = runs[artifact["flow_run_id"]], json.loads(artifact["data"])
             begun, ended = (datetime.fromisoformat(run[name]) for name in ("created", "end_time"))
-            yield run["name"], (ended - begun).total_seconds() - outcome["seconds"]
+            yield run["name"], Cost((ended - begun).total_seconds(), report["processor_seconds"])
 
 
 def scratch_copy(folder: Path, preset: str) -> Path:
@@ -120,7 +141,7 @@ def scratch_copy(folder: Path, preset: str) -> Path:
     return folder
 
 
-def commands_in_order(folder: Path) -> list[list[str]]:
+def commands_in_order(folder: Path) -> dict[str, list[str]]:
     """Each stage's command, after those of the stages it depends on."""
     from dvc.repo import Repo
 
@@ -128,24 +149,27 @@ def commands_in_order(folder: Path) -> list[list[str]]:
 
     with Repo(str(folder)) as repo:
         commands = {stage.name: shlex.split(stage.cmd) for stage in repo.index.stages}
-    return [commands[name] for name in read_graph(folder)]
+    return {name: commands[name] for name in read_graph(folder)}
 
 
-def bare_seconds(folder: Path) -> float:
-    """Seconds for all stage programs one after the other; `register`, which only talks to MLflow, is left out."""
+def bare_costs(folder: Path) -> dict[str, Cost]:
+    """What each stage program costs, one after the other; `register`, which only talks to MLflow, is left out."""
     hook = folder / ".bare"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(HIDE, encoding="utf-8")
-    commands = [command for command in commands_in_order(folder) if command[-1] != "tasks.register"]
+    commands = {name: command for name, command in commands_in_order(folder).items() if name != "register"}
     (folder / ".dvc").rename(folder / ".dvc-hidden")
-    return sum(seconds_of([sys.executable, *command[1:]], folder, PYTHONPATH=str(hook)) for command in commands)
+    return {
+        name: cost_of([sys.executable, *command[1:]], folder, PYTHONPATH=str(hook))
+        for name, command in commands.items()
+    }
 
 
-def seconds_of(command: list[str], folder: Path, **environment: str) -> float:
-    """Wall-clock seconds of a command, whose output is shown only when it fails."""
+def cost_of(command: list[str], folder: Path, **environment: str) -> Cost:
+    """What a command and all that it waits for cost; its output is shown only when it fails."""
     own = ("PREFECT_", "MLFLOW_", "DVC_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    started = time.monotonic()
+    started, used = time.monotonic(), os.times()
     done = subprocess.run(
         command,
         cwd=folder,
@@ -157,7 +181,9 @@ def seconds_of(command: list[str], folder: Path, **environment: str) -> float:
     )
     if done.returncode:
         raise SystemExit(f"bench: {' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return time.monotonic() - started
+    now = os.times()
+    processor = now.children_user - used.children_user + now.children_system - used.children_system
+    return Cost(time.monotonic() - started, processor)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ from typing import Any
 
 import yaml
 
+from flows.server import prefect_server
 from flows.stage_process import Outcome, StageProcesses
+from flows.start import alone, check_parallel, deliver, prepare, run_command
 from tasks.ablation_plan import ARMS, FOLDER, read_plan, slug
 from tasks.parameters import load_params
 
@@ -174,8 +176,9 @@ def main() -> int:
     parser.add_argument("--max-parallel", type=int, default=1, help="jobs that may run side by side (default 1)")
     parser.add_argument("--list", action="store_true", help="print what is still to be done and stop")
     options = parser.parse_args()
-    root = Path.cwd()
-    try:
+
+    def work(root: Path) -> int:
+        check_parallel(options.max_parallel)
         plan = read_plan(root, options.arms)
         base, others = jobs(root, plan, options.question)
         todo = list(waiting(root, base, others))
@@ -183,28 +186,22 @@ def main() -> int:
         if options.list:
             print("\n".join(job.name for job in todo))
             return 0
-        from flows.start import alone, deliver, prepare
-
         with alone(root):
             prepare(root)
-            from flows.server import prefect_server
-
-            failed = 0
-            if todo:
-                with prefect_server(root):
-                    from flows.ablation_flow import ablations
-
-                    try:
-                        failed = ablations(root, todo, options.max_parallel)
-                    finally:
-                        deliver()
+            failed = _run(root, todo, options.max_parallel) if todo else 0
             return max(int(failed > 0), report(root, options.arms))
-    except ValueError as error:
-        print(f"ablations: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ablations: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+
+    return run_command("ablations", work)
+
+
+def _run(root: Path, todo: list[Job], max_parallel: int) -> int:
+    with prefect_server(root):
+        from flows.ablation_flow import ablations
+
+        try:
+            return ablations(root, todo, max_parallel)
+        finally:
+            deliver()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A working tree of its own for every preset that is run by deployment: .work/checkouts/<preset>, beside the user's outputs.
+"""A working tree of its own for every preset, and for retraining, that is run by deployment: .work/checkouts/<name>, beside the
+user's outputs.
 
-It is a git worktree at a commit, with the preset as params.yaml and the clone's DVC cache: what one of them has computed is
+It is a git worktree at a commit, with a params.yaml of its own and the clone's DVC cache: what one of them has computed is
 restored in the others. Stages that run on several machines hand each other dvc.lock's entries; the data goes through the DVC
 remote.
 """
@@ -22,21 +23,26 @@ FOLDER = Path(".work/checkouts")
 PARENT_NOTE = Path(".work/pipeline_run")  # which MLflow run the stages of this pass belong to
 
 
-def prepare_checkout(clone: Path, preset: str, overrides: dict[str, Any], commit: str) -> Path:
-    """The preset's working tree at `commit` with its parameters; ValueError for a preset, key or commit that does not exist."""
-    folder = clone / FOLDER / preset
+def prepare_checkout(clone: Path, name: str, commit: str, settings: str = "") -> Path:
+    """The working tree .work/checkouts/<name> at `commit`, `settings` its params.yaml; ValueError for a commit it lacks."""
+    folder = clone / FOLDER / name
     (clone / FOLDER).mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock")):
         _at_commit(clone, folder, commit)
-        source = folder / "presets" / f"{preset}.yaml"
-        if not source.is_file():
-            names = ", ".join(sorted(path.stem for path in source.parent.glob("*.yaml")))
-            raise ValueError(f"commit {commit[:12]} has no preset {preset!r}; it has {names}")
-        text = source.read_text(encoding="utf-8")
-        if overrides:
-            text = yaml.safe_dump(overridden(load_params(source), overrides), sort_keys=False, allow_unicode=True)
-        write_if_new(folder / "params.yaml", text)
+        if settings:
+            write_if_new(folder / "params.yaml", settings)
     return folder
+
+
+def preset_settings(checkout: Path, preset: str, overrides: dict[str, Any]) -> str:
+    """What params.yaml is to be for a preset of the checkout's commit; ValueError for a preset or key that does not exist."""
+    source = checkout / "presets" / f"{preset}.yaml"
+    if not source.is_file():
+        names = ", ".join(sorted(path.stem for path in source.parent.glob("*.yaml")))
+        raise ValueError(f"the commit has no preset {preset!r}; it has {names}")
+    if not overrides:
+        return source.read_text(encoding="utf-8")
+    return yaml.safe_dump(overridden(load_params(source), overrides), sort_keys=False, allow_unicode=True)
 
 
 def overridden(params: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

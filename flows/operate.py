@@ -1,7 +1,6 @@
 """The commands behind `make retrain`, `make promote` and `make rollback`: they need no server and leave none behind."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from flows.news import look
 from flows.server import prefect_server
 from flows.stage_process import StageProcesses
-from flows.start import alone, deliver, prepare
+from flows.start import alone, check_parallel, deliver, prepare, run_command
 
 
 def retrain_command() -> int:
@@ -22,8 +21,7 @@ def retrain_command() -> int:
     arguments = parser.parse_args()
 
     def work(root: Path) -> int:
-        if arguments.max_parallel < 1:
-            raise ValueError(f"--max-parallel is {arguments.max_parallel}; it must be at least 1")
+        check_parallel(arguments.max_parallel)
         with alone(root):
             prepare(root)
             processes = StageProcesses(root)
@@ -40,7 +38,7 @@ def retrain_command() -> int:
 
                 return _ended("retrain", lambda: retrain(arguments.max_parallel, as_parameter(news), return_state=True))
 
-    return _command("retrain", work)
+    return run_command("retrain", work)
 
 
 def promote_command() -> int:
@@ -62,7 +60,7 @@ def promote_command() -> int:
                 "promote", lambda: promote(arguments.model, arguments.version, arguments.force, return_state=True)
             )
 
-    return _command("promote", work)
+    return run_command("promote", work)
 
 
 def rollback_command() -> int:
@@ -79,7 +77,7 @@ def rollback_command() -> int:
 
             return _ended("rollback", lambda: rollback(arguments.model, arguments.reason, return_state=True))
 
-    return _command("rollback", work)
+    return run_command("rollback", work)
 
 
 def _ended(name: str, run: Callable[[], Any]) -> int:
@@ -90,17 +88,3 @@ def _ended(name: str, run: Callable[[], Any]) -> int:
         deliver()
     print(f"\n{name}: {state.message or state.name}")
     return 0 if state.is_completed() else 1
-
-
-def _command(name: str, work: Callable[[Path], int]) -> int:
-    root = Path.cwd()
-    try:
-        if not (root / "dvc.yaml").is_file():
-            raise ValueError(f"there is no dvc.yaml in {root}: run from the root of the repository")
-        return work(root)
-    except ValueError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
-        return 130

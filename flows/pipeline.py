@@ -22,13 +22,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.checkout import current_commit, prepare_checkout, uncommitted
+from flows.checkout import current_commit, prepare_checkout, preset_settings, uncommitted
 from flows.dvc_graph import Node, changed_stages, descendants, read_graph, span, stages_to_run
 from flows.slots import Slots, needs_gpu, threads_of
 from flows.stage_process import Outcome, StageProcesses
 from flows.stage_task import StageFailed, Stages, run_stage
 from flows.start import alone
-from flows.worker_stages import WorkerStages
+from flows.worker_stages import CHECKOUT, WorkerStages, bring_home, share
 from model.training.pipeline_run import current_pipeline_run
 
 
@@ -40,27 +40,48 @@ def pipeline(
     overrides: dict[str, Any] | None = None,
     start: str | None = None,
     end: str | None = None,
+    on_workers: bool = False,
 ) -> State[Any]:
     """Brings every result up to date; independent stages run side by side while their threads together fit `max_parallel`.
 
     Without `preset`: here, with this checkout's params.yaml; `already` are the printed lines, by name, of stages that were run
-    just before. With one: in a checkout of its own beside, stages on workers; `overrides` are dotted names of its parameters,
-    `start` and `end` the first and last stage to look at.
+    just before; `on_workers` sends the others to the queues, and what they make comes back here. With a preset: in a checkout of
+    its own beside, stages on workers; `overrides` are dotted names of its parameters, `start` and `end` the first and last stage
+    to look at.
     """
     root = Path.cwd()
-    if preset is None:
-        return _bring_up_to_date(root, read_graph(root), StageProcesses(root), max_parallel, already or {}, start, end)
     try:
+        if preset is None and not on_workers:
+            return _bring_up_to_date(
+                root, read_graph(root), StageProcesses(root), max_parallel, already or {}, start, end
+            )
         commit = current_commit(root)
+        if preset is None:
+            return _here_on_workers(root, commit, max_parallel, already or {}, start, end)
         if changed := uncommitted(root):
             get_run_logger().warning("not committed, so not part of this run: %s", ", ".join(changed))
-        checkout = prepare_checkout(root, preset, overrides or {}, commit)
-        graph = read_graph(checkout)
-        stages = WorkerStages(checkout, preset, commit, overrides or {}, graph, str(flow_run.id))
+        checkout = prepare_checkout(root, preset, commit)
+        settings = preset_settings(checkout, preset, overrides or {})
         with alone(checkout):
+            prepare_checkout(root, preset, commit, settings)
+            graph = read_graph(checkout)
+            stages = WorkerStages(checkout, preset, commit, settings, graph, flow_run.root_flow_run_id)
             return _bring_up_to_date(checkout, graph, stages, max_parallel, {}, start, end)
     except ValueError as error:
         return Failed(message=str(error))
+
+
+def _here_on_workers(
+    root: Path, commit: str, max_parallel: int, already: dict[str, list[str]], start: str | None, end: str | None
+) -> State[Any]:
+    """Gives workers what has been made here, and fetches what they make."""
+    graph, settings = read_graph(root), (root / "params.yaml").read_text(encoding="utf-8")
+    stale = set(stages_to_run(graph, changed_stages(root))) - set(already)
+    share(root, [name for name in graph if name not in stale])
+    stages = WorkerStages(root, CHECKOUT, commit, settings, graph, flow_run.root_flow_run_id)
+    state = _bring_up_to_date(root, graph, stages, max_parallel, already, start, end)
+    bring_home(root, sorted(stages.taken_over))
+    return state
 
 
 def _bring_up_to_date(

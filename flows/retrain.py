@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Failed, State
 
+from flows.checkout import uncommitted
 from flows.dvc_graph import read_graph
 from flows.news import News, look
 from flows.pipeline import pipeline
@@ -87,13 +88,25 @@ def _retrain(root: Path, processes: StageProcesses, news: News, max_parallel: in
         if not drift.is_completed():
             return _stopped(root, f"drift could not be measured: {_reason(drift)}")
         show_drift(drift.result())
-        trained = pipeline(max_parallel=max_parallel, already=news.already, return_state=True)
+        trained = pipeline(
+            max_parallel=max_parallel, already=news.already, on_workers=_may_spread(root), return_state=True
+        )
         if not trained.is_completed():
             return _stopped(root, f"training: {trained.message}")
     judged = _named("promote")("promote", processes, return_state=True)
     if not judged.is_completed():
         return _stopped(root, f"the challengers could not be judged: {_reason(judged)}")
     return Completed(message=show_decisions(judged.result()) or "no challenger was waiting")
+
+
+def _may_spread(root: Path) -> bool:
+    """True for a run of the deployment: its stages go to the queues, unless only this clone has the code as it is."""
+    if deployment.id is None:
+        return False
+    changed = [file for file in uncommitted(root) if file != "params.yaml" and not file.startswith("data/")]
+    if changed:
+        get_run_logger().warning("not committed, so every stage runs in this clone: %s", ", ".join(changed))
+    return not changed
 
 
 def _named(name: str) -> Any:

@@ -28,10 +28,12 @@ HEALTH = {"prefect": "/health", "mlflow": "/health"}
 CLIENT_SETTINGS = Path("prefect.toml")  # what the `prefect` command reads in this folder
 ENDED = "keeper: "  # a line of flows/keeper.py
 END_SECONDS = 40.0  # a stage has 15 to end by itself
-# Read by Prefect's server: leases of a deployment's limit outlive a restart, and who waits for one looks every two seconds.
+# Read by Prefect's server: leases of a deployment's limit outlive a restart, who waits for one looks every two seconds, and runs
+# that ended 90 days ago are forgotten with their logs (decisions about models are kept elsewhere: tasks/promotion/decisions.py).
 SERVER_SETTINGS = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
 }
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ ADVICE = re.compile(  # DVC says this after every stage; here there is nothing t
 EXIT_CODE = re.compile(r"failed to run: .*, exited with (-?\d+)")
 BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by|database is locked")
 BAD_INPUT, TEMPORARY = 2, 75
+SAYS_WHY = 78  # of flows/stage_program.py: its last line is the reason
 PROGRESS_SECONDS = 15.0
 
 
@@ -45,8 +46,8 @@ class Outcome:
 class StageProcesses:
     """Starts stages and, when told to stop, ends all of them and starts no more."""
 
-    def __init__(self, root: Path, options: tuple[str, ...] = ()):
-        self.root, self.options = root, options  # options of `dvc repro`
+    def __init__(self, root: Path):
+        self.root = root
         self.environment: dict[str, str] = {}
         self.stopped = threading.Event()
         self._live: set[subprocess.Popen[str]] = set()
@@ -54,12 +55,12 @@ class StageProcesses:
 
     def run(self, stage: str, on_line: Callable[[str], None]) -> Outcome:
         """Runs a stage to its end, handing over each line it prints."""
-        with the_gpu(self.stopped) if needs_gpu(self.root, stage) else nullcontext():
-            return self.dvc(["repro", "--single-item", *self.options, stage], on_line)
+        with self.turn(stage):
+            return self.run_command([*DVC, "repro", "--single-item", stage], on_line)
 
-    def dvc(self, command: Sequence[str], on_line: Callable[[str], None]) -> Outcome:
-        """The same for any DVC command."""
-        return self.run_command([*DVC, *command], on_line)
+    def turn(self, stage: str) -> AbstractContextManager[None]:
+        """Holds the GPU while the body runs, where the stage needs one."""
+        return the_gpu(self.stopped) if needs_gpu(self.root, stage) else nullcontext()
 
     def run_command(self, command: Sequence[str], on_line: Callable[[str], None]) -> Outcome:
         """The same for any command."""
@@ -145,6 +146,9 @@ def judge(code: int, lines: list[str], seconds: float, stopped: bool = False) ->
         reason, can_be_retried = f"killed by signal {killed_by}", True
     elif stage_code == TEMPORARY:
         reason, can_be_retried = "the operating system refused something", True
+    elif code == SAYS_WHY and lines:
+        complaint = next((line for line in reversed(lines) if line.startswith("ERROR:")), "")  # in DVC's own words
+        reason, can_be_retried = f"{lines[-1]} {complaint}".rstrip(), False
     elif stage_code == BAD_INPUT:
         reason, can_be_retried = "its input or its parameters are wrong, see its last lines", False
     else:

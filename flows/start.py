@@ -9,7 +9,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,21 +28,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Runs whatever is not up to date.")
     parser.add_argument("--max-parallel", type=int, default=2, help="stages that may run side by side (default 2)")
     arguments = parser.parse_args()
-    root = Path.cwd()
-    try:
-        if arguments.max_parallel < 1:
-            raise ValueError(f"--max-parallel is {arguments.max_parallel}; it must be at least 1")
-        if not (root / "dvc.yaml").is_file():
-            raise ValueError(f"there is no dvc.yaml in {root}: run from the root of the repository")
+
+    def work(root: Path) -> int:
+        check_parallel(arguments.max_parallel)
         with alone(root):
             prepare(root)
             return _run(root, arguments.max_parallel)
+
+    return run_command("pipeline", work)
+
+
+def run_command(name: str, work: Callable[[Path], int]) -> int:
+    """What `work` returns in the checkout that is the current folder; 2 and one sentence for wrong use, 130 after Ctrl-C."""
+    root = Path.cwd()
+    try:
+        if not (root / "dvc.yaml").is_file():
+            raise ValueError(f"there is no dvc.yaml in {root}: run from the root of the repository")
+        return work(root)
     except ValueError as error:
-        print(f"pipeline: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("pipeline: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def check_parallel(number: int) -> None:
+    """ValueError unless at least one may run."""
+    if number < 1:
+        raise ValueError(f"--max-parallel is {number}; it must be at least 1")
 
 
 def prepare(root: Path) -> None:

@@ -1,7 +1,8 @@
 """A worker of this clone: python -m flows.worker [--queues cpu gpu default] [--limit N] (what `make worker` calls)
 
 It asks the server that PREFECT_API_URL names for work and does it in this clone. Runs whose process died with a machine, a worker
-or a power cut would be "running" for ever: every worker looks for such runs, and they begin again.
+or a power cut would be "running" for ever: every worker looks for such runs, and they begin again. A worker that cannot reach the
+server ends its runs before others take them over (flows/lease.py).
 """
 
 import argparse
@@ -16,7 +17,8 @@ if __name__ == "__main__":  # prepares the process first: Prefect reads its envi
     from flows.start import prepare
 
     prepare(Path.cwd())
-    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1")
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "0.5")
+    os.environ.setdefault("PREFECT_WORKER_HEARTBEAT_SECONDS", "60")
 
 import asyncio
 from datetime import datetime
@@ -31,9 +33,12 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_WORKER_HEARTBEAT_SECONDS
 from prefect.states import AwaitingRetry, Crashed
 from prefect.types._datetime import now
 from prefect.workers.process import ProcessWorker
+
+from flows.lease import hold, wait_for_server
 
 POOL = "unmask"
 STAGE_QUEUES = ("cpu", "gpu")
@@ -60,6 +65,8 @@ def main() -> int:
     os.environ["UNMASK_ROOT"] = str(clone)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     name = arguments.name or default_name(clone, arguments.queues)
+    wait_for_server(os.environ["PREFECT_API_URL"])
+    hold(POOL, name, PREFECT_WORKER_HEARTBEAT_SECONDS.value())
     asyncio.run(_work(name, arguments.queues, arguments.limit))
     return 0
 

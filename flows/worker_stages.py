@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.deployments import run_deployment
@@ -15,27 +16,28 @@ from prefect.types._datetime import now
 from flows.checkout import hand_over, receive
 from flows.dvc_graph import Node
 from flows.slots import needs_gpu
-from flows.stage_process import Outcome
+from flows.stage_process import DVC, Outcome, StageProcesses
+from flows.stage_program import has_remote
 
+CHECKOUT = "retrain"  # where workers run the stages of a checkout that is no preset's
 STARTS = 4  # of a stage whose worker died
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 
 
 class WorkerStages:
-    """Runs stages of `checkout` on workers. A pipeline that is started again finds the runs it had begun: nothing runs twice."""
+    """Runs stages on workers for a pipeline in `checkout`, which takes over what they hand back.
+
+    The workers run them in their own checkouts `name`, at `commit` and with `settings` as params.yaml. A pipeline run (or
+    retrain) that is started again finds the stage runs it had begun: nothing runs twice.
+    """
 
     def __init__(
-        self,
-        checkout: Path,
-        preset: str,
-        commit: str,
-        overrides: dict[str, Any],
-        graph: dict[str, Node],
-        pipeline_run: str,
+        self, checkout: Path, name: str, commit: str, settings: str, graph: dict[str, Node], pipeline_run: str
     ):
-        self.checkout, self.preset, self.commit, self.overrides = checkout, preset, commit, overrides
+        self.checkout, self.name, self.commit, self.settings = checkout, name, commit, settings
         self.graph, self.pipeline_run = graph, pipeline_run
         self.began = now("UTC")
+        self.taken_over: set[str] = set()
         self._live: set[Any] = set()
         self._lock = threading.Lock()
 
@@ -43,9 +45,9 @@ class WorkerStages:
         """Submits a stage, waits for its end and takes over what it hands over; a run whose worker died is submitted again."""
         parameters = {
             "name": stage,
-            "preset": self.preset,
+            "checkout": self.name,
             "commit": self.commit,
-            "overrides": self.overrides,
+            "settings": self.settings,
             "upstream": list(self.graph[stage].upstream),
             "known": hand_over(self.checkout, self._before(stage)),
         }
@@ -109,4 +111,23 @@ class WorkerStages:
             return Outcome("failed", 0.0, f"{run.state.name.lower()}: {run.state.message or 'no reason given'}")
         if run.state.is_completed():
             receive(self.checkout, **reports[-1]["made"])
+            self.taken_over.add(stage)
         return Outcome(**reports[-1]["outcome"])
+
+
+def share(root: Path, stages: list[str]) -> None:
+    """Pushes what these stages have made here to the DVC remote, where there is one; ValueError when it cannot be reached."""
+    if stages and has_remote(root):
+        _dvc(root, "push", "--run-cache", *stages)
+
+
+def bring_home(root: Path, stages: list[str]) -> None:
+    """Puts here what workers have made, as dvc.lock has it now: out of the remote, or of the clone's own cache."""
+    if stages:
+        _dvc(root, "pull" if has_remote(root) else "checkout", *stages)
+
+
+def _dvc(root: Path, *arguments: str) -> None:
+    outcome = StageProcesses(root).run_command([*DVC, *arguments], get_run_logger().info)
+    if outcome.status == "failed":
+        raise ValueError(f"dvc {arguments[0]}: {outcome.reason}: {' '.join(outcome.lines[-3:])}")

@@ -7,6 +7,8 @@ weights) and data/metrics/tokenize.json. Killed, it goes on where it was.
 import json
 import os
 import shutil
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +66,12 @@ def tokenize(stage: Stage) -> None:
     layout = Layout(options.row_tokens, options.block_tokens, len(tokenizer), tokenizer.eos_token_id, pad_id(tokenizer))
     tokeniser = CorpusTokeniser(tokenizer, layout, options.validation_fraction, made, stage.work / "journals")
     metas: dict[tuple[str, str], dict[str, Any]] = {}
+    is_resumed, began = any((stage.work / "journals").glob("*.json")), time.monotonic()
     total = sum(corpus.path.stat().st_size for corpus in corpora)
     with tqdm(total=total, desc="tokenize", unit="B", unit_scale=True, mininterval=1.0, dynamic_ncols=True) as bar:
         for corpus in corpora:
             metas[corpus.kind, corpus.name] = tokeniser.run(corpus, bar.update)
+    seconds = None if is_resumed else time.monotonic() - began
     check_rows(metas, options)
     present = [kind for kind in KINDS if kind != "preferences" or any(corpus.kind == kind for corpus in corpora)]
     mixture = {kind: {corpus.name: corpus.weight for corpus in corpora if corpus.kind == kind} for kind in present}
@@ -77,6 +81,7 @@ def tokenize(stage: Stage) -> None:
         **{f"{kind}/{name}": figures(meta) for (kind, name), meta in metas.items()},
     }
     write_atomically(stage.work / "metrics.json", numbers)
+    stage.tracker.log_metrics(data_metrics(len(tokenizer), metas, seconds))
     stage.publish(stage.work / "metrics.json", "data/metrics/tokenize.json")
     stage.publish(made, "data/tokens")
     for (kind, name), meta in metas.items():
@@ -196,6 +201,28 @@ def figures(meta: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
         | {"bytes_per_token": round(meta[split]["bytes"] / max(meta[split]["graded_tokens"], 1), 4)}
         for split in SPLITS
     }
+
+
+def data_metrics(vocabulary_size: int, metas: dict[tuple[str, str], Any], seconds: float | None) -> dict[str, float]:
+    """What MLflow shows of the tokens: over all corpora, and by corpus `data/<kind>/<name>/...`; a rate unless it was resumed."""
+    metrics: dict[str, float] = {"data/vocabulary_size": vocabulary_size}
+    whole = Counter()
+    for (kind, name), meta in metas.items():
+        both = Counter(
+            {key: sum(meta[split][key] for split in SPLITS) for key in ("tokens", "rows", "bytes", "graded_tokens")}
+        )
+        whole += both
+        metrics |= {
+            f"data/{kind}/{name}/tokens": both["tokens"],
+            f"data/{kind}/{name}/packed_rows": both["rows"],
+            f"data/{kind}/{name}/fill_fraction": meta["train"]["fill_fraction"],
+        }
+    metrics |= {
+        "data/tokens": whole["tokens"],
+        "data/packed_rows": whole["rows"],
+        "data/bytes_per_token": whole["bytes"] / max(whole["graded_tokens"], 1),
+    }
+    return metrics | ({"data/tokens_per_second": whole["tokens"] / max(seconds, 1e-9)} if seconds else {})
 
 
 if __name__ == "__main__":

@@ -207,6 +207,7 @@ def _publish(stage: Stage, reports: list[CorpusReport], made: Path) -> None:
     _write_json(made / "validated/summary.json", summary)
     _write_json(made / "validate.json", metrics)
     (made / "report/index.html").write_text(render(reports), encoding="utf-8")
+    stage.tracker.log_metrics(data_metrics(reports))
     stage.tracker.log_artifact(made / "report/index.html", "validation")
     for made_name, out in (
         ("report", "data/reports/validation"),
@@ -215,6 +216,25 @@ def _publish(stage: Stage, reports: list[CorpusReport], made: Path) -> None:
         ("validated", "data/validated"),
     ):
         stage.publish(made / made_name, out)
+
+
+def data_metrics(reports: list[CorpusReport]) -> dict[str, float]:
+    """What MLflow shows of the data: rows and fractions over all corpora, and by corpus `data/<kind>/<name>/...`."""
+    by_name = {"": Totals(), **{f"{report.kind}/{report.name}/": report.totals for report in reports}}
+    whole = by_name[""]
+    for report in reports:
+        whole.rows += report.totals.rows
+        whole.kept += report.totals.kept
+        whole.quarantined += report.totals.quarantined
+    metrics: dict[str, float] = {}
+    for name, totals in by_name.items():
+        metrics |= {
+            f"data/{name}rows": totals.rows,
+            f"data/{name}kept_rows": totals.kept,
+            f"data/{name}refused_fraction": totals.bad_fraction,
+            f"data/{name}duplicate_fraction": totals.duplicate_fraction,
+        }
+    return metrics | {"data/failed_expectations": sum(not one.success for each in reports for one in each.outcomes)}
 
 
 def _row_options(written: Mapping[str, Any]) -> RowOptions:

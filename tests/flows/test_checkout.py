@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.checkout import current_commit, hand_over, overridden, prepare_checkout, receive, uncommitted
+from flows.checkout import (
+    current_commit,
+    hand_over,
+    overridden,
+    prepare_checkout,
+    preset_settings,
+    receive,
+    uncommitted,
+)
 from tasks.parameters import load_params
 from tests.conftest import Checkout
 
@@ -15,7 +23,9 @@ def test_a_checkout_has_the_preset_with_overrides_and_the_clone_is_left_alone(ch
     clone = checkout.root
     before = {path: path.read_bytes() for path in clone.glob("*") if path.is_file()}
     (clone / ".dvc/config.local").write_text("['remote \"far\"']\n    url = /far\n[core]\n    remote = far\n")
-    folder = prepare_checkout(clone, "smoke", {"pretrain_ar.steps": 7, "seed": 3}, current_commit(clone))
+    folder = prepare_checkout(clone, "smoke", current_commit(clone))
+    settings = preset_settings(folder, "smoke", {"pretrain_ar.steps": 7, "seed": 3})
+    assert prepare_checkout(clone, "smoke", current_commit(clone), settings) == folder
     params, preset = load_params(folder / "params.yaml"), load_params(clone / "presets/smoke.yaml")
     assert (params["seed"], params["pretrain_ar"]["steps"]) == (3, 7)
     assert {name for name in preset if preset[name] != params[name]} == {"seed", "pretrain_ar"}
@@ -24,19 +34,19 @@ def test_a_checkout_has_the_preset_with_overrides_and_the_clone_is_left_alone(ch
     local = (folder / ".dvc/config.local").read_text()
     assert f"dir = {clone}/.dvc/cache\n" in local
     assert "url = /far" in local
-    prepare_checkout(clone, "smoke", {}, current_commit(clone))
+    prepare_checkout(clone, "smoke", current_commit(clone), preset_settings(folder, "smoke", {}))
     assert (folder / "params.yaml").read_bytes() == (clone / "presets/smoke.yaml").read_bytes()
 
 
 def test_a_checkout_follows_the_commit(checkout: Checkout) -> None:
     clone = checkout.root
-    first = prepare_checkout(clone, "smoke", {}, current_commit(clone))
+    first = prepare_checkout(clone, "smoke", current_commit(clone))
     (clone / "README.md").write_text("new\n")
     assert uncommitted(clone) == ["README.md"]
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", *identity, "commit", "-qam", "new"], cwd=clone, check=True)
     assert (first / "README.md").read_text() != "new\n"
-    assert prepare_checkout(clone, "smoke", {}, current_commit(clone)) == first
+    assert prepare_checkout(clone, "smoke", current_commit(clone)) == first
     assert (first / "README.md").read_text() == "new\n"
 
 
@@ -50,9 +60,9 @@ def test_an_override_of_nothing_is_refused_with_the_nearest_name(overrides: dict
 
 def test_an_unknown_preset_or_commit_is_refused(checkout: Checkout) -> None:
     with pytest.raises(ValueError, match="no preset 'smoky'; it has ablate, files"):
-        prepare_checkout(checkout.root, "smoky", {}, current_commit(checkout.root))
+        preset_settings(checkout.root, "smoky", {})
     with pytest.raises(ValueError, match="push it first"):
-        prepare_checkout(checkout.root, "smoke", {}, "0" * 40)
+        prepare_checkout(checkout.root, "smoke", "0" * 40)
 
 
 def test_what_one_machine_hands_over_the_other_has(tmp_path: Path, checkout: Checkout) -> None:

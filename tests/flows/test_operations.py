@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Checkout, copy_of_this_repository
+from tests.conftest import copy_of_this_repository
 from tests.flows.fleet import EDGES, Fleet
 
 pytestmark = pytest.mark.slow
@@ -144,50 +144,3 @@ def test_down_ends_exactly_what_up_began(fleet: Fleet) -> None:
         assert not {process: state for process, state in left.items() if state not in ("gone", "Z")}
     finally:
         bystander.kill()
-
-
-def test_two_clones_share_the_work_through_a_remote_and_nothing_runs_twice(tmp_path: Path) -> None:
-    """CPU stages in one clone, the GPU stage in the other; no folder is shared but the DVC remote."""
-    remote = tmp_path / "remote"
-    fleet = Fleet(copy_of_this_repository(tmp_path), remote)
-    other = Checkout(tmp_path / "other")
-    subprocess.run(["git", "clone", "-q", str(fleet.root), str(other.root)], check=True)
-    elsewhere = Checkout(other.root / ".work/checkouts/mini")
-    workers: list[subprocess.Popen[str]] = []
-    try:
-        fleet.up("--no-worker")
-        servers = {
-            "PREFECT_API_URL": fleet.service("prefect")["address"],
-            "MLFLOW_TRACKING_URI": fleet.service("mlflow")["address"],
-        }
-        workers = [
-            fleet.clone.start("-m", "flows.worker", "--queues", "default", "cpu", **servers),
-            other.start("-m", "flows.worker", "--queues", "gpu", "--limit", "1", **servers),
-        ]
-        first = fleet.wait_for_end(fleet.start_run())
-        assert first["type"] == "COMPLETED", first["message"]
-        ran = {name: (fleet.checkout.runs_of(name), elsewhere.runs_of(name)) for name in EDGES}
-        assert ran == dict.fromkeys(EDGES, (1, 0)) | {"train": (0, 1)}
-        again = fleet.wait_for_end(fleet.start_run())
-        assert again["type"] == "COMPLETED", again["message"]
-        assert (fleet.checkout.runs_of("train"), elsewhere.runs_of("train")) == (0, 1)
-        assert fleet.checkout.runs_of("report") == 1
-
-        changed = ("--param", 'overrides={"train.steps": 30, "train.seconds": 0.2}')
-        run = fleet.start_run(*changed)
-        fleet.wait(lambda: list((elsewhere.root / ".work/train").glob("*/run/step-*")))
-        remote.rename(tmp_path / "away")
-        remote.write_text("not a folder")
-        failed = fleet.wait_for_end(run)
-        assert failed["type"] == "FAILED"
-        assert "DVC remote cannot be reached" in failed["message"]
-        assert elsewhere.runs_of("train") == 2
-        remote.unlink()
-        (tmp_path / "away").rename(remote)
-        mended = fleet.wait_for_end(fleet.start_run(*changed))
-        assert mended["type"] == "COMPLETED", mended["message"]
-        assert elsewhere.runs_of("train") == 2  # what was made while the remote was away is only pushed
-    finally:
-        for worker in workers:
-            worker.kill()
-        fleet.down()

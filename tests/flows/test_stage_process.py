@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.stage_process import GUARD, _lines_of, judge
+from flows.stage_process import GUARD, SAYS_WHY, _lines_of, judge
 
 FAILED = "ERROR: failed to reproduce 'x': failed to run: python -m tasks.x, exited with {}"
 
@@ -35,6 +35,13 @@ def test_a_held_lock_may_be_tried_again_but_a_stopped_run_may_not() -> None:
 
 def test_dvc_failing_on_its_own_is_not_taken_for_a_signal() -> None:
     assert not judge(255, ["ERROR: stage 'x' does not exist"], 1.0).can_be_retried
+
+
+def test_a_stage_program_that_says_why_is_quoted_with_dvcs_own_words() -> None:
+    lines = ["ERROR: older", "ERROR: failed to push: no such bucket", "its result cannot be pushed"]
+    outcome = judge(SAYS_WHY, lines, 1.0)
+    assert outcome.reason == "its result cannot be pushed ERROR: failed to push: no such bucket"
+    assert not outcome.can_be_retried
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 
 from model.text.packing import TokenRows
 from model.text.tokenizer import load_tokenizer
+from model.training.tracking import Unrecorded
 from tasks.stage import Stage
 from tasks.tokenize import tokenize
 from tests.model.text.nonsense import sentences
@@ -31,7 +32,8 @@ def talk(text: str) -> list[dict[str, str]]:
 
 def stage(root: Path, **settings) -> Stage:
     (root / ".work").mkdir(exist_ok=True)
-    return Stage("tokenize", None, {}, SETTINGS | settings, 0, 1, root, root / ".work", "key", tracker=None, tags={})
+    section = SETTINGS | settings
+    return Stage("tokenize", None, {}, section, 0, 1, root, root / ".work", "key", tracker=Unrecorded(), tags={})
 
 
 @pytest.fixture
@@ -63,6 +65,23 @@ def test_every_corpus_becomes_rows_that_the_saved_tokenizer_reads(small):
     texts = tokenizer.decode(batch.tokens[batch.documents >= 0]).split("<|endoftext|>")
     original = [json.loads(line)["text"] for line in (small / "data/validated/pretrain/a.jsonl").open()]
     assert 80 < len(texts[:-1]) < 100 and set(texts[:-1]) <= set(original)
+
+
+def test_mlflow_gets_the_tokens_that_are_on_disk_and_a_rate_only_when_all_were_made_now(small, monkeypatch):
+    logged = {}
+    monkeypatch.setattr(Unrecorded, "log_metrics", lambda self, metrics, step=0: logged.update(metrics))
+    tokenize(stage(small))
+    numbers = json.loads((small / "data/metrics/tokenize.json").read_text())
+    by_corpus = {
+        name: sum(counts[split]["tokens"] for split in counts) for name, counts in numbers.items() if "/" in name
+    }
+    assert {name: logged[f"data/{name}/tokens"] for name in by_corpus} == by_corpus
+    assert logged["data/tokens"] == sum(by_corpus.values()) > 0
+    assert logged.pop("data/tokens_per_second") > 0
+    (small / ".work/journals").mkdir(exist_ok=True)
+    (small / ".work/journals/pretrain-a.json").write_text('{"offset": 0, "positions": {}}')  # as a kill leaves it
+    tokenize(stage(small))
+    assert logged["data/vocabulary_size"] == 300 and "data/tokens_per_second" not in logged
 
 
 def test_a_second_run_gives_the_same_bytes(small):

@@ -39,9 +39,11 @@ def run(root, **section):
     shutil.copytree(ROOT / "data/suites", root / "data/suites", dirs_exist_ok=True)
     work = root / ".work/validate/key"
     work.mkdir(parents=True, exist_ok=True)
-    tracker = SimpleNamespace(log_artifact=lambda path, folder: None)
+    logged = {}
+    tracker = SimpleNamespace(log_artifact=lambda path, folder: None, log_metrics=logged.update)
     section = {"maximum_characters": 100, **section}
     validate(SimpleNamespace(root=root, work=work, section=section, tracker=tracker, publish=publisher(root)))
+    return logged
 
 
 def raw(root, kind="pretrain", name="books", options=None, **files):
@@ -77,7 +79,7 @@ def test_every_row_is_kept_or_stands_in_quarantine_with_file_line_and_reason(tmp
     data = lines(*GOOD, "", "x" * 101, "a\x00b", 7, GOOD[0]).replace(b'"7"', b"7")
     data += b'{"text": "\xff"}\n{"text"\n[1]\n{"body": "x"}\n\n'
     raw(tmp_path, a_jsonl=data, b_txt=b"\n\n".join(f"Paragraph number {n}.".encode() for n in range(9)))
-    run(tmp_path, maximum_bad_fraction=1.0)
+    logged = run(tmp_path, maximum_bad_fraction=1.0)
     kept = read(tmp_path / "data/validated/pretrain/books.jsonl")
     assert [row["text"] for row in kept] == [*GOOD, *(f"Paragraph number {n}." for n in range(9))]
     refused = read(tmp_path / "data/quarantine/pretrain/books.jsonl")
@@ -92,6 +94,11 @@ def test_every_row_is_kept_or_stands_in_quarantine_with_file_line_and_reason(tmp
         9,
         1,
     )
+    for prefix in ("data/", "data/pretrain/books/"):
+        shown = {
+            name: logged[f"{prefix}{name}"] for name in ("rows", "kept_rows", "refused_fraction", "duplicate_fraction")
+        }
+        assert shown == {"rows": 22, "kept_rows": 13, "refused_fraction": 8 / 22, "duplicate_fraction": 1 / 22}
 
 
 def test_a_5_megabyte_line_and_a_truncated_last_line_cost_one_row_each(tmp_path):

@@ -1,0 +1,95 @@
+"""A stage on a worker, from its inputs to its results: python -m flows.stage_program STAGE FOLDER (flows/stage.py starts it)
+
+Takes over what FOLDER/given.json says that earlier stages have made, fetches it, runs the stage, pushes what it made and writes
+to FOLDER/made.json what it hands over. DVC's commands run inside this process: loading DVC costs more than most of them.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from flows.checkout import hand_over, receive, write_if_new
+from flows.stage_process import SAYS_WHY
+
+PUSH_PAUSES_SECONDS = (1.0, 5.0, 25.0)
+NOT_PUSHED = (
+    "its result is made and kept in this clone ({clone}), but the DVC remote cannot be reached. When it can, run the pipeline "
+    "again: nothing is computed twice."
+)
+NOT_HERE = "it needs the results of {names}, which this clone does not have and the DVC remote does not give."
+NO_REMOTE = "Name a remote that all workers reach: dvc remote add --default NAME URL (docs/operations.md)"
+
+
+def main(stage: str, folder: Path) -> int:
+    """What `dvc repro` returns, 0 when all went well, SAYS_WHY when the last line is the reason why not."""
+    root = Path.cwd()
+    given = json.loads((folder / "given.json").read_text(encoding="utf-8"))
+    if given["known"]:
+        receive(root, **given["known"])
+    upstream, remote = given["upstream"], has_remote(root)
+    fetched = remote and (not upstream or dvc("pull", "--run-cache", *upstream) == 0)
+    if not fetched and (missing := _missing(root, upstream)):
+        return say(NOT_HERE.format(names=", ".join(missing)) + ("" if remote else f" {NO_REMOTE}"))
+    if code := dvc("repro", "--single-item", *(["--pull"] if fetched else []), stage):
+        return code
+    if remote and not pushed(stage):
+        return say(NOT_PUSHED.format(clone=root))
+    write_if_new(folder / "made.json", json.dumps(hand_over(root, {stage})))
+    return 0
+
+
+def dvc(*arguments: str) -> int:
+    """The exit code of a DVC command, run in this process."""
+    from dvc.cli import main as dvc_main
+
+    code = dvc_main(["--wait-for-lock", *arguments])
+    sys.stdout.flush()
+    return code
+
+
+def say(reason: str) -> int:
+    """Prints why it ends here, as the last line."""
+    print(reason, flush=True)
+    return SAYS_WHY
+
+
+def pushed(stage: str) -> bool:
+    """True when the stage's results and its record in the run-cache are in the remote."""
+    for pause in (*PUSH_PAUSES_SECONDS, None):
+        if dvc("push", "--run-cache", stage) == 0:
+            return True
+        if pause is not None:
+            print(f"the DVC remote cannot be reached; trying again in {pause:.0f} s", flush=True)
+            time.sleep(pause)
+    return False
+
+
+def _missing(root: Path, stages: list[str]) -> list[str]:
+    """Those that neither the checkout nor the clone's cache has."""
+    if missing := absent(root, stages):
+        dvc("checkout", *missing)
+        return absent(root, missing)
+    return []
+
+
+def absent(checkout: Path, stages: list[str]) -> list[str]:
+    """Those whose outs are not in the checkout as dvc.lock has them."""
+    from dvc.repo import Repo
+
+    if not stages:
+        return []
+    with Repo(str(checkout), _wait_for_lock=True) as repo, repo.lock:
+        chosen = (each for each in repo.index.stages if each.name in stages)
+        return [each.name for each in chosen if any(out.status() for out in each.outs)]
+
+
+def has_remote(checkout: Path) -> bool:
+    """True when DVC knows a default remote."""
+    from dvc.config import Config
+
+    return bool(Config(str(checkout / ".dvc"))["core"].get("remote"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
