@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import psutil
@@ -20,21 +20,17 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 LOST_AFTER = 3  # Prefect's server calls a worker OFFLINE then (INACTIVITY_HEARTBEAT_MULTIPLE)
 ENDS_AFTER = 2.5
+NOT_FOUND = 404
 ANSWER_SECONDS = 5.0
 WAIT_SECONDS = 2.0
 
 
-def hold(pool: str, worker: str, interval_seconds: float, lost: Callable[[], object] | None = None) -> threading.Thread:
-    """Sends heartbeats from a thread of its own, and calls `lost` once none has been answered for too long."""
-    begun = _clock()
-    thread = threading.Thread(
-        target=_hold, args=(pool, worker, interval_seconds, lost or begin_anew, begun), daemon=True
-    )
-    thread.start()
-    return thread
+def hold(pool: str, worker: str, interval_seconds: float) -> None:
+    """Sends heartbeats from a thread of its own, and begins anew once none has been answered for too long."""
+    threading.Thread(target=_hold, args=(pool, worker, interval_seconds, _clock()), daemon=True).start()
 
 
-def _hold(pool: str, worker: str, interval_seconds: float, lost: Callable[[], object], heard: float) -> None:
+def _hold(pool: str, worker: str, interval_seconds: float, heard: float) -> None:
     with (
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),  # the next heartbeat is the next try
         get_client(sync_client=True, httpx_settings={"timeout": ANSWER_SECONDS}) as client,
@@ -44,23 +40,22 @@ def _hold(pool: str, worker: str, interval_seconds: float, lost: Callable[[], ob
             try:
                 client.send_worker_heartbeat(pool, worker, interval_seconds)
                 heard = sent
-            except PrefectHTTPStatusError:
-                heard = sent  # it answered, if not as one would wish: the pool is not made yet
-            except Exception:  # whatever else went wrong, it was not heard
-                pass
+            except Exception as error:  # whatever went wrong, it was not heard
+                if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == NOT_FOUND:
+                    heard = sent  # the pool is not made yet, so nobody waits for a heartbeat
+                else:
+                    print(f"worker: no heartbeat: {error}", file=sys.stderr, flush=True)
             time.sleep(interval_seconds / 12)
-    lost()
+    begin_anew("the server has not answered for too long, others will take over")
 
 
-def begin_anew() -> NoReturn:
+def begin_anew(reason: str) -> NoReturn:
     """Ends what this worker runs and starts the worker again in its place, which then waits for the server."""
-    print(
-        "worker: the server has not answered for too long; others will take over, so all runs here end now",
-        file=sys.stderr,
-    )
-    for child in psutil.Process().children():
-        child.kill()  # an engine's guard sees that and gives the stage its time to end
-    sys.stderr.flush()
+    print(f"worker: {reason}. All runs here end, and the worker begins anew", file=sys.stderr, flush=True)
+    server_of_engines = psutil.Process().children()
+    for process in [engine for each in server_of_engines for engine in each.children()] + server_of_engines:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()  # a stage's guard sees that its engine is gone and gives the stage its time to end
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -7,7 +7,6 @@ is only loaded by the one process that does the work (flows/stage_program.py).
 
 import json
 import resource
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from prefect.states import Completed, Failed, State
 
 from flows.checkout import prepare_checkout, write_if_new
 from flows.slots import Slots, needs_gpu
-from flows.stage_process import Outcome, StageProcesses
+from flows.stage_process import STAGE_PROGRAM, Outcome, StageProcesses
 from flows.stage_task import StageFailed, run_stage
 
 
@@ -67,9 +66,8 @@ class WorkersStage(StageProcesses):
         given, made = folder / "given.json", folder / "made.json"
         made.unlink(missing_ok=True)
         write_if_new(given, json.dumps({"known": self.known, "upstream": self.upstream}))
-        command = [sys.executable, "-m", "flows.stage_program", stage, str(folder)]
         with self.turn(stage):
-            outcome = self.run_command(command, on_line)
+            outcome = self.run_command([*STAGE_PROGRAM, stage, str(folder)], on_line)
         if outcome.status != "failed":
             self.made = json.loads(made.read_text(encoding="utf-8"))
         return outcome

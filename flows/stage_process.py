@@ -1,4 +1,4 @@
-"""One pipeline stage as a child process (`dvc repro --single-item`, guarded), its lines, and what its end means."""
+"""One pipeline stage as a child process (flows/stage_program.py, guarded), its lines, and what its end means."""
 
 import io
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 from flows.slots import needs_gpu, the_gpu
 
 GUARD = Path(__file__).with_name("guard.py")
+STAGE_PROGRAM = (sys.executable, "-m", "flows.stage_program")
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")  # the flag stands before the command, or DVC refuses it
 STATUS = {
     "^Running stage '": "ran",
@@ -56,7 +57,7 @@ class StageProcesses:
     def run(self, stage: str, on_line: Callable[[str], None]) -> Outcome:
         """Runs a stage to its end, handing over each line it prints."""
         with self.turn(stage):
-            return self.run_command([*DVC, "repro", "--single-item", stage], on_line)
+            return self.run_command([*STAGE_PROGRAM, stage], on_line)
 
     def turn(self, stage: str) -> AbstractContextManager[None]:
         """Holds the GPU while the body runs, where the stage needs one."""

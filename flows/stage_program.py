@@ -1,7 +1,9 @@
-"""A stage on a worker, from its inputs to its results: python -m flows.stage_program STAGE FOLDER (flows/stage.py starts it)
+"""A stage of DVC's graph in one process: python -m flows.stage_program STAGE [FOLDER] (flows/stage_process.py starts it)
 
-Takes over what FOLDER/given.json says that earlier stages have made, fetches it, runs the stage, pushes what it made and writes
-to FOLDER/made.json what it hands over. DVC's commands run inside this process: loading DVC costs more than most of them.
+Does what `dvc repro --single-item STAGE` does, and tells the stage its fingerprint, so that the stage need not load DVC again.
+With FOLDER, on a worker: takes over what FOLDER/given.json says that earlier stages have made, fetches it, runs the stage, pushes
+what it made and writes to FOLDER/made.json what it hands over. DVC's commands run inside this process: loading DVC costs
+more than most of them.
 """
 
 import json
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from flows.checkout import hand_over, receive, write_if_new
 from flows.stage_process import SAYS_WHY
+from tasks.fingerprint import announce
 
 PUSH_PAUSES_SECONDS = (1.0, 5.0, 25.0)
 NOT_PUSHED = (
@@ -21,20 +24,35 @@ NOT_HERE = "it needs the results of {names}, which this clone does not have and 
 NO_REMOTE = "Name a remote that all workers reach: dvc remote add --default NAME URL (docs/operations.md)"
 
 
-def main(stage: str, folder: Path) -> int:
+def main(stage: str, folder: Path | None = None) -> int:
     """What `dvc repro` returns, 0 when all went well, SAYS_WHY when the last line is the reason why not."""
     root = Path.cwd()
+    try:
+        return reproduce(root, stage) if folder is None else work(root, stage, folder)
+    except ValueError as error:
+        print(error, flush=True)
+        return SAYS_WHY
+
+
+def reproduce(root: Path, stage: str, *options: str) -> int:
+    """`dvc repro` of one stage; ValueError when what it needs is not there."""
+    announce(root, stage)
+    return dvc("repro", "--single-item", *options, stage)
+
+
+def work(root: Path, stage: str, folder: Path) -> int:
+    """The same with what it needs brought here and what it makes given away; ValueError with the reason where that fails."""
     given = json.loads((folder / "given.json").read_text(encoding="utf-8"))
     if given["known"]:
         receive(root, **given["known"])
     upstream, remote = given["upstream"], has_remote(root)
     fetched = remote and (not upstream or dvc("pull", "--run-cache", *upstream) == 0)
     if not fetched and (missing := _missing(root, upstream)):
-        return say(NOT_HERE.format(names=", ".join(missing)) + ("" if remote else f" {NO_REMOTE}"))
-    if code := dvc("repro", "--single-item", *(["--pull"] if fetched else []), stage):
+        raise ValueError(NOT_HERE.format(names=", ".join(missing)) + ("" if remote else f" {NO_REMOTE}"))
+    if code := reproduce(root, stage, *(["--pull"] if fetched else [])):
         return code
     if remote and not pushed(stage):
-        return say(NOT_PUSHED.format(clone=root))
+        raise ValueError(NOT_PUSHED.format(clone=root))
     write_if_new(folder / "made.json", json.dumps(hand_over(root, {stage})))
     return 0
 
@@ -46,12 +64,6 @@ def dvc(*arguments: str) -> int:
     code = dvc_main(["--wait-for-lock", *arguments])
     sys.stdout.flush()
     return code
-
-
-def say(reason: str) -> int:
-    """Prints why it ends here, as the last line."""
-    print(reason, flush=True)
-    return SAYS_WHY
 
 
 def pushed(stage: str) -> bool:
@@ -92,4 +104,4 @@ def has_remote(checkout: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], *map(Path, sys.argv[2:3])))

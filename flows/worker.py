@@ -38,7 +38,8 @@ from prefect.states import AwaitingRetry, Crashed
 from prefect.types._datetime import now
 from prefect.workers.process import ProcessWorker
 
-from flows.lease import hold, wait_for_server
+from flows.engines import start
+from flows.lease import begin_anew, hold, wait_for_server
 
 POOL = "unmask"
 STAGE_QUEUES = ("cpu", "gpu")
@@ -65,9 +66,10 @@ def main() -> int:
     os.environ["UNMASK_ROOT"] = str(clone)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     name = arguments.name or default_name(clone, arguments.queues)
+    engines, command = start()
     wait_for_server(os.environ["PREFECT_API_URL"])
     hold(POOL, name, PREFECT_WORKER_HEARTBEAT_SECONDS.value())
-    asyncio.run(_work(name, arguments.queues, arguments.limit))
+    asyncio.run(_work(name, arguments.queues, arguments.limit, engines, command))
     return 0
 
 
@@ -77,19 +79,30 @@ def default_name(clone: Path, queues: list[str]) -> str:
     return "-".join(parts + (sorted(queues) if set(queues) != set(QUEUES) else []))
 
 
-async def _work(name: str, queues: list[str], limit: int | None) -> None:
-    worker = ProcessWorker(
-        work_pool_name=POOL, work_queues=queues, name=name, limit=limit, create_pool_if_not_found=False
-    )
+class Worker(ProcessWorker):
+    """Starts engines by the command that flows.engines gave."""
+
+    engine_command = ""
+
+    async def run(self, flow_run: Any, configuration: Any, task_status: Any = None) -> Any:
+        configuration.command = self.engine_command
+        return await super().run(flow_run, configuration, task_status)
+
+
+async def _work(name: str, queues: list[str], limit: int | None, engines: int, command: str) -> None:
+    worker = Worker(work_pool_name=POOL, work_queues=queues, name=name, limit=limit, create_pool_if_not_found=False)
+    worker.engine_command = command
     async with asyncio.TaskGroup() as together:
-        together.create_task(_tend(name))
+        together.create_task(_tend(name, engines))
         together.create_task(worker.start())
 
 
-async def _tend(name: str) -> None:
+async def _tend(name: str, engines: int) -> None:
     suspects: set[Any] = set()
     since = now("UTC")
     while True:
+        if os.waitpid(engines, os.WNOHANG)[0]:
+            begin_anew("the server of engines is gone")
         try:
             async with get_client() as client:
                 lost = await lost_runs(client, name, since)
@@ -126,7 +139,7 @@ def _is_lost(run: Any, name: str, since: datetime, heard: set[str]) -> bool:
 
 def _is_engine(process: str) -> bool:
     done = subprocess.run(["ps", "-ww", "-o", "args=", "-p", process], capture_output=True, text=True, check=False)
-    return "prefect" in done.stdout
+    return "engine" in done.stdout
 
 
 async def begin_again(client: PrefectClient, run: Any) -> None:

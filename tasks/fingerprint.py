@@ -7,6 +7,7 @@ gigabytes is not read again. Without DVC (or outside a DVC repository) dvc.yaml 
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import yaml
 from tasks.parameters import load_params
 
 RAW_DATA = "data/raw"
+ANNOUNCED = "UNMASK_FINGERPRINT"  # what who starts a stage knows already, so that the stage need not load DVC
 SMALL_BYTES = 2**20
 
 
@@ -41,6 +43,18 @@ def fingerprint(root: Path, stage: str) -> Fingerprint:
         if stage not in known:
             raise ValueError(_unknown(stage, list(known)))
         return Fingerprint(_key_from_dvc(known[stage], started_from(root, stage)), _hash_of_raw_data(repo))
+
+
+def announce(root: Path, stage: str) -> None:
+    """Computes a stage's fingerprint and tells it to the processes that this one starts."""
+    found = fingerprint(root, stage)
+    os.environ[ANNOUNCED] = json.dumps({"stage": stage, "key": found.key, "data_hash": found.data_hash})
+
+
+def announced(stage: str) -> Fingerprint | None:
+    """The fingerprint that was told; None when none was, or another stage's."""
+    found = json.loads(os.environ.get(ANNOUNCED, "{}"))
+    return Fingerprint(found["key"], found["data_hash"]) if found.get("stage") == stage else None
 
 
 def fingerprints(root: Path) -> dict[str, str]:

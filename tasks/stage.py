@@ -24,7 +24,7 @@ from model.training.mlflow_tracker import open_tracker
 from model.training.pipeline_run import announce_pipeline_run, current_pipeline_run, end_pipeline_run
 from model.training.tracker import DeferredTracker, RunIdentity, Tracker
 from tasks.environment import quiet, use_threads
-from tasks.fingerprint import fingerprint
+from tasks.fingerprint import announced, fingerprint
 from tasks.launch import IS_FIRST, STARTED, end_with_parent, launch, processes_of
 from tasks.parameters import check_sections, explain_section, load_params
 
@@ -147,7 +147,7 @@ def open_stage(name: str, root: Path, instance: str | None = None) -> Iterator[S
     threads = _threads(params, section)
     use_threads(threads)
     address = f"{name}@{instance}" if instance else name
-    identity = fingerprint(root, address)
+    identity = announced(address) or fingerprint(root, address)
     work = root / ".work" / address / identity.key
     work.mkdir(parents=True, exist_ok=True)
     os.utime(work)

@@ -83,7 +83,13 @@ stages:
     outs: [data/models/finetune_diffusion, data/models/tune_cap, data/models/distill_draft]
   register:
     cmd: python -m tasks.register
-    deps: [data/models/finetune_diffusion, data/models/tune_cap, data/models/distill_draft, data/validated, tasks/register.py]
+    deps:
+      - data/models/finetune_diffusion
+      - data/models/tune_cap
+      - data/models/distill_draft
+      - data/raw/manifest.json
+      - data/validated
+      - tasks/register.py
     params: [register]
     always_changed: true
 """

@@ -5,7 +5,7 @@ import pytest
 
 from model.text.packing import TokenRows
 from model.text.tokenizer import load_tokenizer
-from model.training.tracking import Unrecorded
+from model.training.tracker import Tracker
 from tasks.stage import Stage
 from tasks.tokenize import tokenize
 from tests.model.text.nonsense import sentences
@@ -33,7 +33,7 @@ def talk(text: str) -> list[dict[str, str]]:
 def stage(root: Path, **settings) -> Stage:
     (root / ".work").mkdir(exist_ok=True)
     section = SETTINGS | settings
-    return Stage("tokenize", None, {}, section, 0, 1, root, root / ".work", "key", tracker=Unrecorded(), tags={})
+    return Stage("tokenize", None, {}, section, 0, 1, root, root / ".work", "key", tracker=Tracker(), tags={})
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_every_corpus_becomes_rows_that_the_saved_tokenizer_reads(small):
 
 def test_mlflow_gets_the_tokens_that_are_on_disk_and_a_rate_only_when_all_were_made_now(small, monkeypatch):
     logged = {}
-    monkeypatch.setattr(Unrecorded, "log_metrics", lambda self, metrics, step=0: logged.update(metrics))
+    monkeypatch.setattr(Tracker, "log_metrics", lambda self, metrics, step=0: logged.update(metrics))
     tokenize(stage(small))
     numbers = json.loads((small / "data/metrics/tokenize.json").read_text())
     by_corpus = {
