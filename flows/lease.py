@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 LOST_AFTER = 3  # Prefect's server calls a worker OFFLINE then (INACTIVITY_HEARTBEAT_MULTIPLE)
 ENDS_AFTER = 2.5
 NOT_FOUND = 404
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 20.0  # SQLite under load
 WAIT_SECONDS = 2.0
 
 
@@ -45,7 +45,7 @@ def _hold(pool: str, worker: str, interval_seconds: float, heard: float) -> None
                     heard = sent  # the pool is not made yet, so nobody waits for a heartbeat
                 else:
                     print(f"worker: no heartbeat: {error}", file=sys.stderr, flush=True)
-            time.sleep(interval_seconds / 12)
+            time.sleep(interval_seconds / 6)
     begin_anew("the server has not answered for too long, others will take over")
 
 

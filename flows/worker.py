@@ -17,7 +17,7 @@ if __name__ == "__main__":  # prepares the process first: Prefect reads its envi
     from flows.start import prepare
 
     prepare(Path.cwd())
-    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "0.5")
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1")  # each query is a write to the server's database
     os.environ.setdefault("PREFECT_WORKER_HEARTBEAT_SECONDS", "60")
 
 import asyncio
