@@ -79,19 +79,17 @@ def default_name(clone: Path, queues: list[str]) -> str:
     return "-".join(parts + (sorted(queues) if set(queues) != set(QUEUES) else []))
 
 
-class Worker(ProcessWorker):
-    """Starts engines by the command that flows.engines gave."""
-
-    engine_command = ""
-
-    async def run(self, flow_run: Any, configuration: Any, task_status: Any = None) -> Any:
-        configuration.command = self.engine_command
-        return await super().run(flow_run, configuration, task_status)
-
-
 async def _work(name: str, queues: list[str], limit: int | None, engines: int, command: str) -> None:
-    worker = Worker(work_pool_name=POOL, work_queues=queues, name=name, limit=limit, create_pool_if_not_found=False)
-    worker.engine_command = command
+    worker = ProcessWorker(
+        work_pool_name=POOL, work_queues=queues, name=name, limit=limit, create_pool_if_not_found=False
+    )
+    run_as_configured = worker.run
+
+    async def run(flow_run: Any, configuration: Any, task_status: Any = None) -> Any:
+        configuration.command = command
+        return await run_as_configured(flow_run, configuration, task_status)
+
+    worker.run = run  # type: ignore[method-assign]
     async with asyncio.TaskGroup() as together:
         together.create_task(_tend(name, engines))
         together.create_task(worker.start())

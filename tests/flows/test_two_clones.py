@@ -13,9 +13,11 @@ import pytest
 
 from tests.conftest import Checkout, copy_of_this_repository
 from tests.flows.fleet import EDGES, Fleet
+from tests.flows.test_retrain import patience
 
 pytestmark = pytest.mark.slow
-HEARTBEAT_SECONDS = 4  # a worker is lost after 12 seconds, and ends its runs after 10
+# On an idle machine a worker is lost after 12 seconds and ends its runs after 10; a busy one has to be given time to answer.
+HEARTBEAT_SECONDS = int(4 * patience())
 
 
 class Link:
@@ -64,9 +66,8 @@ class Link:
 class Pair:
     """A fleet with servers and the worker of queues cpu and default, another clone with the GPU's, and a link between."""
 
-    def __init__(self, folder: Path):
-        self.remote = folder / "remote"
-        self.fleet = Fleet(copy_of_this_repository(folder), self.remote)
+    def __init__(self, fleet: Fleet, folder: Path, remote: Path):
+        self.fleet, self.remote = fleet, remote
         self.clone = Checkout(folder / "other")
         subprocess.run(["git", "clone", "-q", str(self.fleet.root), str(self.clone.root)], check=True)
         self.elsewhere = Checkout(self.clone.root / ".work/checkouts/mini")
@@ -104,13 +105,17 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    pair = Pair(tmp_path_factory.mktemp("pair"))
+    folder = tmp_path_factory.mktemp("pair")
+    fleet = Fleet(copy_of_this_repository(folder), folder / "remote")
+    workers: list[subprocess.Popen[bytes]] = []
     try:
+        pair = Pair(fleet, folder, folder / "remote")
+        workers = pair.workers
         yield pair
     finally:
-        for worker in pair.workers:
+        for worker in workers:
             worker.kill()
-        pair.fleet.down()
+        fleet.down()
 
 
 def test_two_clones_share_the_work_through_a_remote_and_nothing_runs_twice(pair: Pair) -> None:
@@ -145,7 +150,8 @@ def test_a_worker_behind_a_broken_link_ends_its_stage_before_another_takes_it_ov
     """The link breaks for a moment, which harms nothing, and then for good while a stage trains."""
     fleet, here, elsewhere = pair.fleet, pair.fleet.checkout, pair.elsewhere
     before = here.runs_of("train"), elsewhere.runs_of("train")
-    run = fleet.start_run("--param", 'overrides={"train.steps": 90, "train.seconds": 0.3}')
+    steps = int(90 * patience())
+    run = fleet.start_run("--param", f'overrides={{"train.steps": {steps}, "train.seconds": 0.3}}')
     (process,) = fleet.wait(lambda: pair.training(elsewhere))
     pair.link.cut()
     time.sleep(HEARTBEAT_SECONDS / 2)
@@ -169,4 +175,4 @@ def test_a_worker_behind_a_broken_link_ends_its_stage_before_another_takes_it_ov
     ended = fleet.wait_for_end(run)
     assert ended["type"] == "COMPLETED", ended["message"]
     assert (here.runs_of("train"), elsewhere.runs_of("train")) == (before[0] + 1, before[1] + 1)
-    assert (here.root / "data/models/train/fingerprint").read_text() == fleet.uninterrupted(tmp_path, 90)
+    assert (here.root / "data/models/train/fingerprint").read_text() == fleet.uninterrupted(tmp_path, steps)
