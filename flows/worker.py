@@ -69,7 +69,10 @@ def main() -> int:
     engines, command = start()
     wait_for_server(os.environ["PREFECT_API_URL"])
     hold(POOL, name, PREFECT_WORKER_HEARTBEAT_SECONDS.value())
-    asyncio.run(_work(name, arguments.queues, arguments.limit, engines, command))
+    try:
+        asyncio.run(_work(name, arguments.queues, arguments.limit, engines, command))
+    except Exception as error:  # without it nobody ends its runs when the link breaks
+        begin_anew(f"it failed: {error!r}")
     return 0
 
 
