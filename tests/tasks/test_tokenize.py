@@ -79,7 +79,8 @@ def test_mlflow_gets_the_tokens_that_are_on_disk_and_a_rate_only_when_all_were_m
     assert logged["data/tokens"] == sum(by_corpus.values()) > 0
     assert logged.pop("data/tokens_per_second") > 0
     (small / ".work/journals").mkdir(exist_ok=True)
-    (small / ".work/journals/pretrain-a.json").write_text('{"offset": 0, "positions": {}}')  # as a kill leaves it
+    journal = {"offset": 0, "lines": 0, "positions": {}}  # as a kill leaves it
+    (small / ".work/journals/pretrain-a.json").write_text(json.dumps(journal))
     tokenize(stage(small))
     assert logged["data/vocabulary_size"] == 300 and "data/tokens_per_second" not in logged
 
