@@ -1,10 +1,16 @@
-"""python -m bench.network [--repeats 7] [--threads 1] [--device cpu] [--kinds mixture dense]: against transformers' own.
+"""python -m bench.network [--repeats 7] [--threads 1] [--device cpu] [--kinds mixture dense step] [--compile]: against
+transformers' own.
 
 Mixture of experts: MixtureOfExperts (routed experts only, one group, as Qwen3 has) against (a) the plain loop over experts, one
 module each, that public LLaDA2 code runs, (b) Qwen3MoeSparseMoeBlock as transformers builds it alone (its eager loop) and
 (c) the same block with its grouped_mm implementation; all at equal shapes, forward and forward + backward.
-Dense: Transformer against LlamaForCausalLM (sdpa) at equal shapes and equal weights' sizes, hidden states and head, forward and
-a training step's forward + backward with cross-entropy on every position. float32 and bfloat16.
+Dense: Transformer against LlamaForCausalLM (sdpa) of equal weights, hidden states and head, forward and forward + backward with
+cross-entropy on every position.
+Step: a whole training step of either as its user makes it. Theirs is what transformers' Trainer does by default: loss of
+LlamaForCausalLM(labels=...), backward pass, gradients clipped to 1, fused AdamW; ours is what our loop does: rows laid out, the
+last layer and the head only where a token is graded, the loss read in pieces, then the same clipping and optimizer. Pretraining
+grades every token, fine-tuning the second half of each row (a prompt before it, labels -100). bfloat16 is autocast on both sides,
+weights stay float32. With --compile our network also runs as `compile: true` has it.
 
 Both sides of a row run in turn in this process; a row shows both medians and the median of the ratios theirs / ours
 (above 1: ours is faster). One thread on a CPU is timed in processor time, which other programs on the machine disturb least;
@@ -12,20 +18,27 @@ everything else by the clock.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.llama import copy_weights, llama
 from model.network.config import NetworkConfig
 from model.network.experts import MixtureOfExperts
 from model.network.feed_forward import FeedForward
-from model.network.masks import AttentionPattern
 from model.network.transformer import Transformer
+from model.objectives.next_token import NextToken
+from model.text.batch import Batch
+from model.training.compiled import compile_layers
+
+KINDS = ("mixture", "dense", "step")
 
 
 @dataclass(frozen=True)
@@ -137,53 +150,103 @@ def mixture_rows(shape: MixtureShape, dtype: torch.dtype, device: str) -> Iterat
         yield what, {name: (lambda side=side, call=call: call(side)) for name, side in sides.items()}
 
 
-def dense_sides(shape: DenseShape, dtype: torch.dtype, device: str) -> tuple[Transformer, nn.Module]:
-    """Our network and transformers' Llama with the same sizes; causal, untied."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+class Dense:
+    """Our network and transformers' Llama of the same sizes and weights; causal, untied."""
 
-    ours = Transformer(
-        NetworkConfig(
+    def __init__(self, shape: DenseShape, compiled: bool) -> None:
+        self.shape = shape
+        config = NetworkConfig(
             vocabulary_size=shape.vocabulary, hidden_size=shape.hidden, num_layers=shape.layers, num_heads=shape.heads,
             num_key_value_heads=shape.shared, feed_forward_size=shape.width, query_key_norm=False, tie_embeddings=False,
             norm="rms_cast_first",
-        )
-    )  # fmt: skip
-    ours.initialise(torch.Generator().manual_seed(0))
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.shared, intermediate_size=shape.width,
-            max_position_embeddings=1024, attn_implementation="sdpa",
-        )
-    )  # fmt: skip
-    sizes = [sum(parameter.numel() for parameter in side.parameters()) for side in (ours, theirs)]
-    assert sizes[0] == sizes[1], sizes
-    return ours.to(device, dtype), theirs.to(device, dtype)
+        )  # fmt: skip
+        ours = Transformer(config)
+        ours.initialise(torch.Generator().manual_seed(0))
+        self.theirs = llama(config)
+        copy_weights(ours, self.theirs)
+        self.ours = {"ours": ours, **({"ours, compiled": copy.deepcopy(ours)} if compiled else {})}
+
+    def to(self, device: str, dtype: torch.dtype) -> "Dense":
+        """Weights in `dtype`, compiled where that was asked for."""
+        for net in (*self.ours.values(), self.theirs):
+            net.to(device, dtype)
+        return self
+
+    def compile(self) -> None:
+        """To be called where it will run, under its autocast."""
+        if (net := self.ours.get("ours, compiled")) is not None:
+            compile_layers(net, self.shape.batch * self.shape.rows)
+
+    def batch(self, prompt: int, device: str) -> Batch:
+        """Rows of one document each whose first `prompt` tokens are not graded."""
+        tokens = torch.randint(0, self.shape.vocabulary, (self.shape.batch, self.shape.rows), device=device)
+        positions = torch.arange(self.shape.rows, device=device).expand_as(tokens)
+        return Batch(tokens, torch.zeros_like(tokens), positions, positions >= prompt)
 
 
-def dense_rows(shape: DenseShape, dtype: torch.dtype, device: str) -> Iterator[tuple[str, dict[str, Callable]]]:
-    """(what is timed, {side: call}); the pattern is made inside the call, as in training."""
-    ours, theirs = dense_sides(shape, dtype, device)
-    tokens = torch.randint(0, shape.vocabulary, (shape.batch, shape.rows), device=device)
-    positions = torch.arange(shape.rows, device=device).expand_as(tokens)
-    documents = torch.zeros_like(tokens)
+def dense_rows(
+    shape: DenseShape, dtype: torch.dtype, device: str, compiled: bool
+) -> Iterator[tuple[str, dict[str, Callable]]]:
+    """(what is timed, {side: call}) of networks whose weights are in `dtype`."""
+    dense = Dense(shape, compiled).to(device, dtype)
+    dense.compile()
+    batch = dense.batch(0, device)
 
-    def our_logits() -> torch.Tensor:
-        return ours.head(ours(tokens, positions, AttentionPattern("causal", documents, positions)))
+    def our_logits(net: Transformer) -> torch.Tensor:
+        view = NextToken().corrupt(batch, torch.Generator())
+        return net.head(net(view.tokens, view.positions, view.pattern)).flatten(0, 1)
 
-    def their_logits() -> torch.Tensor:
-        return theirs(input_ids=tokens, use_cache=False).logits
+    def their_logits(net: nn.Module) -> torch.Tensor:
+        return net(input_ids=batch.tokens).logits.flatten(0, 1)
 
-    def forward(logits: Callable) -> None:
+    def forward(logits: Callable, net: nn.Module) -> None:
         with torch.no_grad():
-            logits()
+            logits(net)
 
-    def both(logits: Callable, network: nn.Module) -> None:
-        network.zero_grad(set_to_none=True)
-        functional.cross_entropy(logits().flatten(0, 1).float(), tokens.flatten()).backward()
+    def both(logits: Callable, net: nn.Module) -> None:
+        net.zero_grad(set_to_none=True)
+        functional.cross_entropy(logits(net).float(), batch.tokens.flatten()).backward()
 
-    yield "forward", {"ours": lambda: forward(our_logits), "Llama": lambda: forward(their_logits)}
-    yield "training step", {"ours": lambda: both(our_logits, ours), "Llama": lambda: both(their_logits, theirs)}
+    sides = {name: (our_logits, net) for name, net in dense.ours.items()} | {"Llama": (their_logits, dense.theirs)}
+    yield "forward", {name: partial(forward, *side) for name, side in sides.items() if "compiled" not in name}
+    yield "forward + backward", {name: partial(both, *side) for name, side in sides.items()}
+
+
+def step_rows(
+    shape: DenseShape, dtype: torch.dtype, device: str, compiled: bool
+) -> Iterator[tuple[str, dict[str, Callable]]]:
+    """The same for whole steps: weights in float32, `dtype` is that of autocast."""
+    dense = Dense(shape, compiled).to(device, torch.float32)
+    autocast = partial(torch.autocast, device, dtype, enabled=dtype != torch.float32)
+    with autocast():
+        dense.compile()
+    nets = dense.ours | {"Llama": dense.theirs}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True) for name, net in nets.items()}
+
+    def our_loss(net: Transformer, batch: Batch) -> torch.Tensor:
+        method = NextToken()
+        view = method.corrupt(batch, torch.Generator())
+        total, count = method.score(
+            net(view.tokens, view.positions, view.pattern, None, view.graded), net.unembedding, view
+        )["next_token"]
+        return total / count
+
+    def their_loss(net: nn.Module, batch: Batch) -> torch.Tensor:
+        return net(input_ids=batch.tokens, labels=torch.where(batch.graded, batch.tokens, -100)).loss
+
+    def step(name: str, batch: Batch) -> float:
+        net, optimizer = nets[name], optimizers[name]
+        with autocast():
+            loss = (their_loss if name == "Llama" else our_loss)(net, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    for what, prompt in (("pretraining step", 0), ("fine-tuning step", shape.rows // 2)):
+        batch = dense.batch(prompt, device)
+        yield what, {name: partial(step, name, batch) for name in nets}
 
 
 def medians(
@@ -204,15 +267,13 @@ def medians(
 
 def show(kind: str, shape: str, dtype: torch.dtype, what: str, seconds: dict[str, list[float]]) -> None:
     """One line per comparison."""
-    ours = seconds["ours"]
-    for name, theirs in seconds.items():
-        if name != "ours":
-            ratio = statistics.median(other / own for own, other in zip(ours, theirs, strict=True))
-            print(
-                f"{kind} | {shape} | {str(dtype).removeprefix('torch.')} | {what} | {name} | "
-                f"{statistics.median(ours) * 1e3:.1f} ms | {statistics.median(theirs) * 1e3:.1f} ms | {ratio:.2f}",
-                flush=True,
-            )
+    for own in [name for name in seconds if name.startswith("ours")]:
+        for other in [name for name in seconds if not name.startswith("ours")]:
+            pairs = zip(seconds[own], seconds[other], strict=True)
+            ratio = statistics.median(theirs / ours for ours, theirs in pairs)
+            medians_ms = " | ".join(f"{statistics.median(seconds[name]) * 1e3:.1f} ms" for name in (own, other))
+            row = f"{kind} | {shape} | {str(dtype).removeprefix('torch.')} | {what} | {own} | {other}"
+            print(f"{row} | {medians_ms} | {ratio:.2f}", flush=True)
 
 
 def main() -> None:
@@ -221,16 +282,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kinds", nargs="+", default=["mixture", "dense"], choices=("mixture", "dense"))
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     alone = arguments.device == "cpu" and arguments.threads == 1
     clock = time.process_time if alone else time.perf_counter
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} thread(s), {arguments.repeats} repeats")
-    print("kind | shape | dtype | what | against | ours | theirs | median of ratios theirs / ours")
-    for dtype in (torch.float32, torch.bfloat16):
-        for kind, shapes, rows in (("mixture", MIXTURES, mixture_rows), ("dense", DENSE, dense_rows)):
+    print("kind | shape | dtype | what | side | against | side's | other's | median of ratios other's / side's")
+    compiled = arguments.compile
+    kinds = (
+        ("mixture", MIXTURES, mixture_rows),
+        ("dense", DENSE, partial(dense_rows, compiled=compiled)),
+        ("step", DENSE, partial(step_rows, compiled=compiled)),
+    )
+    for dtype in (getattr(torch, name) for name in arguments.dtypes):
+        for kind, shapes, rows in kinds:
             for shape in shapes if kind in arguments.kinds else ():
                 for what, calls in rows(shape, dtype, arguments.device):
                     show(kind, shape.name, dtype, what, medians(calls, arguments.repeats, arguments.device, clock))

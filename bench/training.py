@@ -1,11 +1,14 @@
-"""python -m bench.training [--steps 5] [--size nano]: our training step against the plain way of public code.
+"""python -m bench.training [--size nano] [--precision bfloat16] [--compile]: our training step against the plain way.
 
-The plain way reads `[x_t ; x_0]` (block diffusion) or the row padded to the longest, hides tokens in a Python loop, builds
-the dense mask, computes logits at every position and costs them all under a mask. Same network, optimizer, rows and hidden
-tokens; both sides take turns. Prints the median ratio of step times (processor time of this thread), the largest
-difference of the losses on equal weights, and what a step takes at most beyond weights and optimizer state (resident memory
-of a process of its own; the largest of three steps). Rows are made up: one conversation each, a prompt and an answer of 1/6 to
-1/2 of the row. Only float32.
+The plain way is how public code does the step: transformers' Llama reads `[x_t ; x_0]` (block diffusion) or the row padded to
+the longest under a dense mask, tokens are hidden in a Python loop, logits are computed at every position and costed all under a
+mask. Same weights, rows, hidden tokens, optimizer (fused AdamW, weights in float32) and precision (bfloat16 is autocast, as
+accelerate and transformers' Trainer have it). Our way is what the training loop does. Both sides take turns in one process of
+one thread. A line has the median of the ratios of processor time, tokens of the rows (padding not counted) a second of it, the
+largest difference of the losses on equal weights, and what a step takes at most beyond weights, gradients and optimizer state
+(resident memory of a process of its own in which a tiny step went before, so that libraries are loaded; the largest of three
+steps; never compiled). Rows are made up: one conversation each, a prompt and an answer of 1/6 to 1/2 of the row. With --compile
+ours runs as with `compile: true`; the compiler's time is not counted.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from bench.llama import copy_weights, llama
 from model.network.config import NetworkConfig
 from model.network.masks import AttentionPattern
 from model.network.transformer import Transformer
@@ -29,6 +33,7 @@ from model.objectives.masked_diffusion import MaskedDiffusion
 from model.objectives.match_teacher import MatchTeacher
 from model.objectives.next_token import NextToken
 from model.text.batch import Batch
+from model.training.compiled import compile_layers
 
 HIDING = HidingConfig("iid_t", 0.1, 0.9)
 
@@ -48,6 +53,7 @@ class Size:
 
 
 SIZES = {"tiny": Size(768, 128, 4, 4, 320, 16, 96), "nano": Size(6400, 512, 8, 8, 1408, 8, 256)}
+WARM = Size(32, 16, 2, 2, 32, 2, 32)  # loads the libraries
 METHODS = ("next_token", "masked_diffusion", "block_diffusion", "confidence", "match_teacher")
 
 
@@ -73,127 +79,155 @@ def made_up(size: Size, seed: int) -> Batch:
     return Batch(tokens, real.long() - 1, column * real, real & (column >= prompt))
 
 
-def objective(size: Size, name: str, teacher: Transformer):
-    """Ours."""
-    block = BlockDiffusion(size.mask, size.block, HIDING)
-    return {
-        "next_token": NextToken(),
-        "masked_diffusion": MaskedDiffusion(size.mask, HIDING),
-        "block_diffusion": block,
-        "confidence": Confidence(block, 2.0, 0.5),
-        "match_teacher": MatchTeacher(block, teacher),
-    }[name]
+class Ours:
+    """The step of the training loop."""
+
+    def __init__(self, size: Size, name: str) -> None:
+        teacher = network(size, 1, size.layers)
+        block = BlockDiffusion(size.mask, size.block, HIDING)
+        self.method = {
+            "next_token": NextToken(),
+            "masked_diffusion": MaskedDiffusion(size.mask, HIDING),
+            "block_diffusion": block,
+            "confidence": Confidence(block, 2.0, 0.5),
+            "match_teacher": MatchTeacher(block, teacher),
+        }[name]
+        self.net = network(size, 0, size.layers // 2 if name == "match_teacher" else size.layers)
+
+    def loss(self, batch: Batch, seed: int) -> torch.Tensor:
+        view = self.method.corrupt(batch, torch.Generator().manual_seed(seed))
+        hidden = self.net(view.tokens, view.positions, view.pattern, None, view.graded)
+        terms = self.method.score(hidden, self.net.unembedding, view)
+        return sum(self.method.weights[name] * total / count.clamp_min(1) for name, (total, count) in terms.items())
 
 
-def our_loss(net: Transformer, method, batch: Batch, seed: int) -> torch.Tensor:
-    view = method.corrupt(batch, torch.Generator().manual_seed(seed))
-    terms = method.score(net(view.tokens, view.positions, view.pattern, None, view.graded), net.unembedding, view)
-    return sum(method.weights[name] * total / count.clamp_min(1) for name, (total, count) in terms.items())
-
-
-def plain_loss(size: Size, net: Transformer, name: str, batch: Batch, seed: int, teacher: Transformer) -> torch.Tensor:
+class Plain:
     """The same loss from full logits over padded rows."""
-    if name == "next_token":
-        pattern = AttentionPattern("causal", batch.documents, batch.positions)
-        logits = net.head(net(batch.tokens, batch.positions, pattern))[:, :-1]
-        graded = batch.graded[:, 1:].float()
-        losses = functional.cross_entropy(logits.flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
-        return (losses.view(graded.shape) * graded).sum() / graded.sum()
-    segments = torch.zeros_like(batch.tokens)
-    if name != "masked_diffusion":
-        segments += torch.arange(size.length).div(size.block, rounding_mode="floor")
-    hidden, weights = draw_hidden(segments, batch.graded, HIDING, torch.Generator().manual_seed(seed))
-    noisy = batch.tokens.clone()
-    for row in range(size.rows):
-        for column in range(size.length):
-            if hidden[row, column]:
-                noisy[row, column] = size.mask
-    tokens, positions, pattern = (
-        noisy,
-        batch.positions,
-        AttentionPattern("bidirectional", batch.documents, batch.positions),
-    )
-    if name != "masked_diffusion":
-        tokens, positions = torch.cat((noisy, batch.tokens), 1), batch.positions.repeat(1, 2)
-        half = (torch.arange(2 * size.length) < size.length).expand(size.rows, -1)
-        pattern = AttentionPattern("block_diffusion", batch.documents.repeat(1, 2), positions, size.block, half)
-    logits = net.head(net(tokens, positions, pattern))[:, : size.length]
-    losses = functional.cross_entropy(logits.flatten(0, 1), batch.tokens.flatten(), reduction="none").view(hidden.shape)
-    if name == "match_teacher":
-        with torch.no_grad():
-            taught = functional.log_softmax(teacher.head(teacher(tokens, positions, pattern))[:, : size.length], -1)
-        divergence = (taught.exp() * (taught - functional.log_softmax(logits, -1))).sum(-1)
-        return ((0.7 * divergence + 0.3 * losses) * hidden).sum() / hidden.sum()
-    loss = (losses * weights * hidden).sum() / batch.graded.sum()
-    if name == "confidence":
-        right = (logits.argmax(-1) == batch.tokens) & hidden
-        entropy = torch.distributions.Categorical(logits=logits / 0.5).entropy()
-        loss = loss + 2.0 * (entropy * right).sum() / right.sum().clamp_min(1)
-    return loss
+
+    def __init__(self, size: Size, name: str) -> None:
+        self.size, self.name = size, name
+        ours = network(size, 0, size.layers // 2 if name == "match_teacher" else size.layers)
+        self.net = llama(ours.config)
+        copy_weights(ours, self.net)
+        if name == "match_teacher":
+            ours = network(size, 1, size.layers)
+            self.teacher = llama(ours.config).eval().requires_grad_(False)
+            copy_weights(ours, self.teacher)
+
+    def loss(self, batch: Batch, seed: int) -> torch.Tensor:
+        if self.name == "next_token":
+            pattern = AttentionPattern("causal", batch.documents, batch.positions)
+            logits = self._logits(self.net, batch.tokens, batch.positions, pattern.allowed())[:, :-1]
+            graded = batch.graded[:, 1:].float()
+            return (_losses(logits, batch.tokens[:, 1:]) * graded).sum() / graded.sum()
+        size, name = self.size, self.name
+        in_blocks = name != "masked_diffusion"
+        segments = torch.arange(size.length).div(size.block, rounding_mode="floor") * in_blocks
+        hidden, weights = draw_hidden(
+            segments.expand_as(batch.tokens), batch.graded, HIDING, torch.Generator().manual_seed(seed)
+        )
+        tokens = batch.tokens.clone()
+        for row in range(size.rows):
+            for column in range(size.length):
+                if hidden[row, column]:
+                    tokens[row, column] = size.mask
+        positions, pattern = batch.positions, AttentionPattern("bidirectional", batch.documents, batch.positions)
+        if in_blocks:
+            tokens, positions = torch.cat((tokens, batch.tokens), 1), positions.repeat(1, 2)
+            half = (torch.arange(2 * size.length) < size.length).expand(size.rows, -1)
+            pattern = AttentionPattern("block_diffusion", batch.documents.repeat(1, 2), positions, size.block, half)
+        allowed = pattern.allowed()
+        logits = self._logits(self.net, tokens, positions, allowed)[:, : size.length]
+        losses = _losses(logits, batch.tokens)
+        if name == "match_teacher":
+            with torch.no_grad():
+                taught = self._logits(self.teacher, tokens, positions, allowed)[:, : size.length].log_softmax(-1)
+            divergence = (taught.exp() * (taught - logits.log_softmax(-1))).sum(-1)
+            return ((0.7 * divergence + 0.3 * losses) * hidden).sum() / hidden.sum()
+        loss = (losses * weights * hidden).sum() / batch.graded.sum()
+        if name == "confidence":
+            right = (logits.argmax(-1) == batch.tokens) & hidden
+            entropy = torch.distributions.Categorical(logits=logits / 0.5).entropy()
+            loss = loss + 2.0 * (entropy * right).sum() / right.sum().clamp_min(1)
+        return loss
+
+    def _logits(self, net, tokens, positions, allowed) -> torch.Tensor:
+        return net(input_ids=tokens, position_ids=positions, attention_mask=allowed).logits.float()
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    flat = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return flat.view(targets.shape)
 
 
 class Side:
-    """One side's network, optimizer and loss."""
+    """One way, its optimizer and precision."""
 
-    def __init__(self, size: Size, name: str, ours: bool) -> None:
-        self.size, self.name, self.teacher = size, name, network(size, 1, size.layers)
-        self.net = network(size, 0, size.layers // 2 if name == "match_teacher" else size.layers)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3, fused=True)
-        self.method = objective(size, name, self.teacher) if ours else None
+    def __init__(self, way: Ours | Plain, precision: str) -> None:
+        self.way, self.narrow = way, precision == "bfloat16"
+        self.optimizer = torch.optim.AdamW(way.net.parameters(), lr=1e-3, fused=True)
 
     def step(self, batch: Batch, seed: int) -> float:
         """One optimizer step; its loss."""
-        if self.method is not None:
-            loss = our_loss(self.net, self.method, batch, seed)
-        else:
-            loss = plain_loss(self.size, self.net, self.name, batch, seed, self.teacher)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
+            loss = self.way.loss(batch, seed)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
 
 
-def compare(size: Size, name: str, steps: int) -> tuple[float, float, float]:
-    """(median ratio plain / ours, our median seconds, largest difference of the losses on equal weights)."""
-    sides = [Side(size, name, ours) for ours in (True, False)]
-    ratios, seconds, differences = [], [], []
+@dataclass(frozen=True)
+class Comparison:
+    """Medians over the steps: seconds of plain over ours, tokens a second of either; the largest difference of the losses."""
+
+    ratio: float
+    ours: float
+    plain: float
+    difference: float
+
+
+def compare(size: Size, name: str, steps: int, precision: str, compiled: bool) -> Comparison:
+    ours, plain = Ours(size, name), Plain(size, name)
+    if compiled:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            compile_layers(ours.net, size.rows * size.length)
+    sides = [Side(ours, precision), Side(plain, precision)]
+    seconds, rates, differences = [], [], []
     for step in range(steps + 1):
         batch, spent, losses = made_up(size, step), [], []
-        sides[1].net.load_state_dict(sides[0].net.state_dict())
+        copy_weights(ours.net, plain.net)
         for side in sides:
             began = time.thread_time()
             losses.append(side.step(batch, step))
             spent.append(time.thread_time() - began)
         differences.append(abs(losses[0] - losses[1]))
         if step:
-            ratios.append(spent[1] / spent[0])
-            seconds.append(spent[0])
-    return statistics.median(ratios), statistics.median(seconds), max(differences)
+            seconds.append(spent)
+            rates.append([int((batch.documents >= 0).sum()) / took for took in spent])
+    ratio = statistics.median(theirs / own for own, theirs in seconds)
+    return Comparison(ratio, *(statistics.median(rate) for rate in zip(*rates, strict=True)), max(differences))
 
 
-def peak_bytes(size: str, name: str, ours: bool) -> int:
+def peak_bytes(options: argparse.Namespace, name: str, way: str) -> int:
     """Most memory of three steps beyond what stands when the first begins, gradients and moments left out, in a new process."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.training",
-        "--size",
-        size,
-        "--methods",
-        name,
-        "--peak",
-        "ours" if ours else "plain",
-    ]
+    command = [sys.executable, "-m", "bench.training", "--size", options.size, "--methods", name, "--peak", way]
+    command += ["--precision", options.precision]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def own_peak(size: Size, name: str, ours: bool) -> int:
-    side = Side(size, name, ours)
+def own_peak(size: Size, name: str, way: type, precision: str) -> int:
+    """Prints nothing: for the process that `peak_bytes` starts."""
+    Side(way(WARM, name), precision).step(made_up(WARM, 0), 0)
+    side = Side(way(size, name), precision)
     status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
     before = _kilobytes(status, "VmRSS")
     for step in range(3):
         side.step(made_up(size, step), step)
-    state = 3 * 4 * sum(parameter.numel() for parameter in side.net.parameters())  # gradients and AdamW's two moments
+    state = (
+        3 * 4 * sum(parameter.numel() for parameter in side.way.net.parameters())
+    )  # gradients and AdamW's two moments
     return 1024 * (_kilobytes(status, "VmHWM") - before) - state
 
 
@@ -205,6 +239,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--size", default="tiny", choices=SIZES)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument(
         "--peak", choices=("ours", "plain"), help="only print the bytes of one side; for the bench itself"
@@ -213,14 +249,18 @@ def main() -> None:
     torch.set_num_threads(1)
     size = SIZES[options.size]
     if options.peak:
-        print(own_peak(size, options.methods[0], options.peak == "ours"))
+        way = Ours if options.peak == "ours" else Plain
+        print(own_peak(size, options.methods[0], way, options.precision))
         return
+    print(f"{options.size}, {options.precision}{', compiled' if options.compile else ''}")
+    print("method | plain / ours | tokens/s ours | plain | losses differ by | peak MB ours | plain")
     for name in options.methods:
-        ratio, seconds, difference = compare(size, name, options.steps)
-        ours, plain = (peak_bytes(options.size, name, which) / 2**20 for which in (True, False))
-        line = f"{name:17} {ratio:5.2f} times faster than the plain way, {1e3 * seconds:6.0f} ms a step"
+        found = compare(size, name, options.steps, options.precision, options.compile)
+        peaks = [peak_bytes(options, name, way) / 2**20 for way in ("ours", "plain")]
         print(
-            f"{line}, losses differ by at most {difference:.1e}, peak {ours:.0f} MB against {plain:.0f} MB", flush=True
+            f"{name} | {found.ratio:.2f} | {found.ours:.0f} | {found.plain:.0f} | {found.difference:.1e} | {peaks[0]:.0f} | "
+            f"{peaks[1]:.0f}",
+            flush=True,
         )
 
 

@@ -3,13 +3,16 @@
 python -m tasks.pretrain_ar
 """
 
+import torch
+
+from model.checkpoints.network_weights import empty_sharded_network
 from model.network.config import NetworkConfig
 from model.network.transformer import Transformer
 from model.objectives.next_token import NextToken
 from model.text.tokenizer import load_tokenizer
 from model.training.loop import seeded
 from tasks.stage import Stage, run_stage
-from tasks.training import train_stage
+from tasks.training import shard_of, train_stage, training_device
 
 
 def pretrain_ar(stage: Stage) -> None:
@@ -26,7 +29,10 @@ def pretrain_ar(stage: Stage) -> None:
             "pad_token_id": tokenizer.pad_token_id,
         }
     )
-    network = Transformer(config)
+    shard = shard_of(stage)
+    network = (
+        Transformer(config) if shard is None else empty_sharded_network(config, training_device(), torch.float32, shard)
+    )
     network.initialise(seeded(stage.seed, 1))
     train_stage(stage, network, NextToken(), NextToken(), "pretrain", (), folder)
 

@@ -26,7 +26,8 @@ from model.registry import resolve
 from model.text.packing import TokenRows
 from model.training.config import TrainingConfig
 from model.training.loader import RowLoader
-from model.training.loop import Progress, Trainer
+from model.training.loop import Trainer
+from model.training.resume_points import Progress
 from model.training.sharding import processes, sharding
 from tasks.launch import KEYS as LAUNCH_KEYS
 from tasks.stage import Stage

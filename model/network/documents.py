@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from model.network.attention import attend
 from model.network.masks import AttentionPattern, asked_columns
 
 
@@ -77,12 +77,9 @@ class DocumentMasks:
 
     def _group(self, group, mask, asked, query, key, value) -> Float[Tensor, "asked heads width"]:
         key, value = (part.unflatten(0, group).transpose(1, 2) for part in (key, value))
-        mask = None if mask is None else mask.to(query.dtype)
-        shared = {"enable_gqa": key.shape[1] != query.shape[1]}
         if asked is None:
             query = query.unflatten(0, group).transpose(1, 2)
-            causal = self.causal and mask is None
-            mixed = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, **shared)
+            mixed = attend(query, key, value, mask, self.causal and mask is None)
             return mixed.transpose(1, 2).flatten(0, 1)
         columns, real = asked_columns(asked.view(group))
         padded = query.new_zeros(*real.shape, *query.shape[1:]).index_put((real,), query).transpose(1, 2)
@@ -90,5 +87,5 @@ class DocumentMasks:
             mask = mask[:, 0].gather(1, columns[:, :, None].expand(-1, -1, group[1]))[:, None]
         elif self.causal:
             mask = (torch.arange(group[1], device=columns.device) <= columns[:, :, None])[:, None]
-        mixed = functional.scaled_dot_product_attention(padded, key, value, mask, **shared)
+        mixed = attend(padded, key, value, mask)
         return mixed.transpose(1, 2)[real]

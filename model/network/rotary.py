@@ -128,11 +128,18 @@ def rotate(
     cosine: Float[Tensor, "batch 1 rows turned"],
     signed_sine: Float[Tensor, "batch 1 rows turned"],
 ) -> Float[Tensor, "batch heads rows width"]:
-    """x with its first `turned` dimensions turned by its position's angles, in the dtype of the angles; same dtype as x."""
+    """x with its first `turned` dimensions turned by its position's angles, in the dtype of the angles.
+
+    Same dtype as x, except while training on a CPU: attention may want the wider one there (model/network/attention.py).
+    """
     turned = cosine.shape[-1]
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], cosine, signed_sine), x[..., turned:]), -1)
-    return _Turn.apply(x.to(cosine.dtype), cosine, signed_sine).to(x.dtype)
+    wide = x.to(cosine.dtype)
+    dtype = wide.dtype if x.device.type == "cpu" and torch.is_grad_enabled() else x.dtype
+    if torch.compiler.is_compiling():  # the compiler makes its own way back
+        return _turned(wide, cosine, signed_sine).to(dtype)
+    return _Turn.apply(wide, cosine, signed_sine).to(dtype)
 
 
 class _Turn(torch.autograd.Function):

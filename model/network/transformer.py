@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.network.attention import attend
 from model.network.cache import Placement
 from model.network.config import NetworkConfig
 from model.network.documents import DocumentMasks, FlatDocuments
@@ -33,44 +34,61 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(width, config.norm_epsilon, config.norm) if config.query_key_norm else nn.Identity()
         self.key_norm = RMSNorm(width, config.norm_epsilon, config.norm) if config.query_key_norm else nn.Identity()
 
-    def forward(
+    def read(
         self,
         x: Float[Tensor, "batch rows hidden"],
         turn: tuple[Tensor, Tensor],
+        columns: Int[Tensor, "batch asked"] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the asked columns (None: of all), keys and values of every row; queries and keys normalised and turned."""
+        return self._all_heads(x, turn) if columns is None else self._asked_heads(x, turn, columns)
+
+    def mix(
+        self,
+        heads: tuple[Tensor, Tensor, Tensor],
         allowed: Bool[Tensor, "batch 1 rows keys"] | Placement | DocumentMasks,
         layer: int,
         columns: Int[Tensor, "batch asked"] | None,
-    ) -> Float[Tensor, "batch asked hidden"]:
-        """The attention output, of the asked columns alone when given.
+    ) -> Float[Tensor, "batch asked wide"]:
+        """What every query takes from the values, heads side by side.
 
         `allowed` says who attends to whom, where in a cache the rows stand, or which documents they are. Keys are cached rotated:
         positions never change.
         """
-        key_value = self._heads(x, slice(self.heads, None))
-        key, value = key_value.split(self.shared, dim=1)
-        key = self._turned(key, self.key_norm, turn)
-        if columns is not None:
-            x = _take(x, columns)
-            turn = (_take(turn[0][:, 0], columns)[:, None], _take(turn[1][:, 0], columns)[:, None])
-            if isinstance(allowed, Tensor):
-                allowed = _take(allowed[:, 0], columns)[:, None]
-        query = self._turned(self._heads(x, slice(0, self.heads)), self.query_norm, turn)
         if not isinstance(allowed, Tensor):
-            mixed = allowed.attend(layer, query, key, value, columns)
+            mixed = allowed.attend(layer, *heads, columns)
         else:
-            mixed = functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=allowed, enable_gqa=self.heads != self.shared
-            )
-        return self.output(mixed.transpose(1, 2).flatten(2))
+            mixed = attend(*heads, allowed if columns is None else _take(allowed[:, 0], columns)[:, None])
+        return mixed.transpose(1, 2).flatten(2)
 
-    def _heads(self, x: Float[Tensor, "batch rows hidden"], which: slice) -> Float[Tensor, "batch heads rows width"]:
-        weight, bias = self.query_key_value.weight, self.query_key_value.bias
-        weight = weight.unflatten(0, (-1, self.width))[which].flatten(0, 1)
-        bias = None if bias is None else bias.unflatten(0, (-1, self.width))[which].flatten()
-        return functional.linear(x, weight, bias).unflatten(-1, (-1, self.width)).transpose(1, 2)
+    def _all_heads(self, x: Float[Tensor, "batch rows hidden"], turn: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Queries, keys and values of every row from one product; without norms queries and keys are turned as one."""
+        together = _heads(self.query_key_value(x), self.width)
+        if isinstance(self.query_norm, RMSNorm):
+            query, key, value = together.split((self.heads, self.shared, self.shared), 1)
+            return self._turned(query, self.query_norm, turn), self._turned(key, self.key_norm, turn), value
+        query_key, value = together.split((self.heads + self.shared, self.shared), 1)
+        return *rotate(query_key, *turn).split((self.heads, self.shared), 1), value
+
+    def _asked_heads(
+        self, x: Float[Tensor, "batch rows hidden"], turn: tuple[Tensor, Tensor], columns: Int[Tensor, "batch asked"]
+    ) -> tuple[Tensor, ...]:
+        """Queries of the asked columns alone, keys and values of every row."""
+        sizes = (self.heads * self.width, 2 * self.shared * self.width)
+        stacked = self.query_key_value
+        of_query, of_rest = stacked.weight.split(sizes)
+        query_bias, rest_bias = (None, None) if stacked.bias is None else stacked.bias.split(sizes)
+        key, value = _heads(functional.linear(x, of_rest, rest_bias), self.width).split(self.shared, dim=1)
+        query = _heads(functional.linear(_take(x, columns), of_query, query_bias), self.width)
+        asked_turn = tuple(_take(part[:, 0], columns)[:, None] for part in turn)
+        return self._turned(query, self.query_norm, asked_turn), self._turned(key, self.key_norm, turn), value
 
     def _turned(self, x: Tensor, norm: nn.Module, turn: tuple[Tensor, Tensor]) -> Tensor:
         return norm(rotate(x, *turn)) if self.norm_after_turn else rotate(norm(x), *turn)
+
+
+def _heads(x: Float[Tensor, "batch rows wide"], width: int) -> Float[Tensor, "batch heads rows width"]:
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
 
 
 def _take(
@@ -98,14 +116,29 @@ class Layer(nn.Module):
         asked: Bool[Tensor, "batch rows"] | Int[Tensor, " asked"] | None = None,
     ) -> Tensor:
         """The new residual stream of layer `index`; with `asked` only those rows, flat [num_asked, hidden]."""
+        flat = asked is not None and asked.dtype != torch.bool
         if asked is None:
-            x = x + self.attention(self.attention_norm(x), turn, allowed, index, None)
-        elif asked.dtype == torch.bool:
+            columns = None
+        elif flat:  # indices into a flat line of tokens, known to the caller: no device has to be asked how many
+            columns = asked[None]
+        else:
             columns, real = asked_columns(asked)
-            mixed = self.attention(self.attention_norm(x), turn, allowed, index, columns)
-            x = x[asked] + mixed[real]
-        else:  # indices into a flat line of tokens, known to the caller: no device has to be asked how many
-            x = x[0, asked] + self.attention(self.attention_norm(x), turn, allowed, index, asked[None])[0]
+        mixed = self.attention.mix(self.read(x, turn, columns), allowed, index, columns)
+        if flat:
+            x, mixed = x[0, asked], mixed[0]
+        elif asked is not None:
+            x, mixed = x[asked], mixed[real]
+        return self.write(x, mixed)
+
+    def read(self, x: Tensor, turn: tuple[Tensor, Tensor], columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: what happens to every token by itself before the tokens meet."""
+        return self.attention.read(self.attention_norm(x), turn, columns)
+
+    def write(
+        self, x: Float[Tensor, "*batch hidden"], mixed: Float[Tensor, "*batch wide"]
+    ) -> Float[Tensor, "*batch hidden"]:
+        """The new residual stream: what happens to every token by itself after they have met."""
+        x = x + self.attention.output(mixed)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -179,16 +212,30 @@ class Transformer(nn.Module):
         """Logits of hidden states."""
         return self.unembedding(hidden)
 
+    @torch.no_grad()
     def initialise(self, rng: torch.Generator) -> None:
-        """Fresh weights from one generator: normal 0.02, residual outputs / sqrt(2 num_layers) (GPT-2); norms 1, biases 0."""
+        """Fresh weights from one generator: normal 0.02, residual outputs / sqrt(2 num_layers) (GPT-2); norms 1, biases 0.
+
+        Of a network cut over processes each keeps its part of the same draws, made one parameter at a time.
+        """
         residual = 0.02 / (2 * self.config.num_layers) ** 0.5
         for name, parameter in sorted(self.named_parameters()):
-            with torch.no_grad():
-                if parameter.dim() < 2:
-                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                else:
-                    is_residual = name.removesuffix(".weight").endswith((".attention.output", ".down"))
-                    parameter.normal_(0.0, residual if is_residual else 0.02, generator=rng)
+            if parameter.dim() < 2:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            is_residual = name.removesuffix(".weight").endswith((".attention.output", ".down"))
+            is_shared = hasattr(parameter, "device_mesh")
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype) if is_shared else parameter
+            whole.normal_(0.0, residual if is_residual else 0.02, generator=rng)
+            if is_shared:
+                parameter.copy_(_own_part(whole, parameter))
+
+
+def _own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """This process' part of a tensor that every process has whole, cut as `like` (a DTensor) is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def num_parameters(network: nn.Module) -> int:

@@ -39,8 +39,7 @@ class Confidence:
     def score(self, hidden, head: Head, view: View) -> Terms:
         """The base's terms, and the entropy summed over right first guesses; one pass through the head for both."""
         reading = read_head(hidden, head, view.targets[:, None], self.temperature)
-        right = reading.first == view.targets
-        entropy = ((reading.entropy * right).sum(), right.sum().float())
+        entropy = ((reading.entropy * reading.right).sum(), reading.right.sum().float())
         return {**diffusion_terms(reading, view), "entropy": entropy}
 
     def counts(self, view: View) -> None:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
-from model.network.masks import AttentionPattern
+from model.network.documents import FlatDocuments
+from model.objectives.flat import document_numbers, flat_rows, with_graded
 from model.objectives.head_reading import read_head
 from model.objectives.objective import Head, Terms, View, weighted_cross_entropy
 from model.text.batch import Batch
@@ -22,12 +24,22 @@ class NextToken:
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
         """Clean tokens, causal; row i is graded when token i + 1 is graded and of the same document."""
         same = (batch.documents[:, 1:] == batch.documents[:, :-1]) & (batch.documents[:, 1:] >= 0)
-        follows = same & batch.graded[:, 1:]
-        graded = torch.cat((follows, torch.zeros_like(follows[:, :1])), 1)
-        targets = batch.tokens[:, 1:][follows]
+        follows = functional.pad(same & batch.graded[:, 1:], (0, 1))
+        documents = document_numbers(batch)
+        rows = flat_rows(documents, with_graded(documents, follows))
+        graded, positions = rows.take(follows), rows.take(batch.positions)
+        targets = rows.take(batch.tokens.roll(-1, 1))[graded]
         ones = torch.ones(targets.shape, device=targets.device)
-        pattern = AttentionPattern("causal", batch.documents, batch.positions)
-        return View(batch.tokens, batch.positions, pattern, graded, targets, ones, ones.sum())
+        return View(
+            tokens=rows.take(batch.tokens),
+            positions=positions,
+            pattern=FlatDocuments("causal", rows.groups, positions, rows.real[None]),
+            graded=graded,
+            targets=targets,
+            weights=ones,
+            maskable=ones.sum(),
+            source=rows.source[graded[0]],
+        )
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """Cross-entropy summed over graded tokens."""

@@ -75,7 +75,7 @@ class Drawing(Objective, Protocol):
 
 def weighted_cross_entropy(reading: Reading, view: View) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Sum of weight x cross-entropy (nats, in float32) and the number of right first guesses."""
-    return (reading.cross_entropy * view.weights).sum(), (reading.first == view.targets).sum().float()
+    return (reading.cross_entropy * view.weights).sum(), reading.right.sum().float()
 
 
 def diffusion_terms(reading: Reading, view: View) -> Terms:

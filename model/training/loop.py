@@ -4,18 +4,12 @@ What a step draws comes from a generator seeded by (seed, step, slice), so that 
 step number only, and continues bit for bit.
 """
 
-import errno
-import json
 import math
-import os
-import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,26 +19,14 @@ from model.objectives.objective import Objective, Terms, View
 from model.text.batch import Batch
 from model.text.packing import TokenRows
 from model.training.best_weights import BestWeights
+from model.training.compiled import compile_layers
 from model.training.config import TrainingConfig
 from model.training.expert_load import ExpertLoads
 from model.training.loader import RowLoader, timed
 from model.training.optimizer import learning_rate_factor, make_optimizers
-from model.training.sharding import load_shards, processes, save_shards, sharding
+from model.training.resume_points import Progress, ResumePoints
+from model.training.sharding import processes, sharding
 from model.training.tracker import Tracker
-
-
-@dataclass
-class Progress:
-    """Everything a resumed run must know besides weights and optimizer state."""
-
-    step: int = 0
-    best: float = math.inf
-    evaluations_without_improvement: int = 0
-    stopped_early: bool = False
-    kept: list[tuple[float, int]] = field(
-        default_factory=list
-    )  # bits per byte and step of the best weights in work/best
-    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 def seeded(seed: int, *counters: int) -> torch.Generator:
@@ -88,6 +70,8 @@ class Trainer:
         if shard and not is_sharded(network):
             shard(network)
         self.shares_network = shard is not None
+        if config.compile:
+            self._compile(network)
         optimizers = make_optimizers(network, config.optimizer, config.learning_rate, config.weight_decay)
         self.network, self.optimizers = network, optimizers
         if not self.shares_network:
@@ -102,11 +86,21 @@ class Trainer:
             config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction
         )
         self.best = BestWeights(work / "best")
-        self.progress = Progress()
+        self.points = ResumePoints(work, name, self.accelerator, self.network, self.optimizers, self.shares_network)
+        self.progress = Progress(shared=self.shares_network)
+
+    def _compile(self, network: nn.Module) -> None:
+        if self.shares_network:
+            raise ValueError(
+                f"{self.name}: compile: true does not work on a network cut over processes (FSDP2): set compile: false"
+            )
+        rows = self.config.batch_rows // (self.config.accumulation_steps * self.accelerator.num_processes)
+        with self.accelerator.autocast():
+            compile_layers(network, rows * self.validation.row_tokens)
 
     def run(self) -> Progress:
         """Train from the last checkpoint in the work folder, if any, to the end."""
-        self._resume()
+        self.progress = self.points.load(self.progress)
         config, progress = self.config, self.progress
         bar = tqdm(
             total=config.steps,
@@ -133,7 +127,7 @@ class Trainer:
                 if progress.step % config.validate_every_steps == 0 or progress.step == config.steps:
                     self._validate()
                 if progress.step % config.checkpoint_every_steps == 0 and progress.step < config.steps:
-                    self._save()
+                    self.points.save(progress)
         if config.merge_best and len(progress.kept) > 1:
             self._merge()
         return progress
@@ -291,51 +285,6 @@ class Trainer:
         )
         bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
 
-    def _save(self) -> None:
-        """A new resume point; OSError that says what is left where it could not be written."""
-        try:
-            self._write_resume_point()
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # each writer underneath has its own word for a full disk
-            shutil.rmtree(self.work / "writing", ignore_errors=True)
-            before = [point.name for point in _resume_points(self.work)]
-            free = shutil.disk_usage(self.work).free / 2**20
-            raise OSError(
-                errno.ENOSPC,
-                f"{self.name}: the checkpoint of step {self.progress.step} could not be written ({error}); {free:.0f} MB are "
-                f"free. Make room and start again: it goes on from {before[-1] if before else 'the beginning'} in {self.work}",
-            ) from error
-
-    def _write_resume_point(self) -> None:
-        """One atomic rename publishes it; the one before it is removed afterwards."""
-        target = self.work / f"step-{self.progress.step:08d}"
-        temporary = self.work / "writing"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        if self.shares_network:
-            save_shards(temporary, self.network, self.optimizers)
-        else:
-            self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            (temporary / "progress.json").write_text(json.dumps(self.progress.__dict__))
-            os.replace(temporary, target)
-            for older in _resume_points(self.work)[:-1]:
-                shutil.rmtree(older)
-
-    def _resume(self) -> None:
-        points = _resume_points(self.work)
-        if points and self.shares_network:
-            load_shards(points[-1], self.network, self.optimizers)
-        elif points:
-            self.accelerator.load_state(str(points[-1]))
-        if points:
-            self.progress = Progress(**json.loads((points[-1] / "progress.json").read_text()))
-
 
 class _Window:
     """Averages since the last log line."""
@@ -355,7 +304,3 @@ class _Window:
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
-
-
-def _resume_points(work: Path) -> list[Path]:
-    return sorted(path for path in work.glob("step-*") if (path / "progress.json").exists())

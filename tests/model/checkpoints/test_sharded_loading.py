@@ -17,7 +17,9 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from model.checkpoints.network_weights import empty_sharded_network
 from model.checkpoints.store import export_checkpoint, load_checkpoint
+from model.network.transformer import Transformer
 
 rank, folder, meeting = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
@@ -29,6 +31,15 @@ def shard(network):
         fully_shard(layer, mesh=mesh)
     fully_shard(network, mesh=mesh)
 
+
+config = load_checkpoint(folder).config
+whole, part = Transformer(config), empty_sharded_network(config, "cpu", torch.float32, shard)
+for network in (whole, part):
+    network.initialise(torch.Generator().manual_seed(3))
+held = sum(value.to_local().numel() for value in part.parameters())
+assert held <= 0.51 * sum(value.numel() for value in whole.parameters()), held
+for name, value in part.named_parameters():
+    assert torch.equal(value.full_tensor(), whole.get_parameter(name)), name
 
 whole = load_checkpoint(folder).network
 part = load_checkpoint(folder, shard=shard).network
@@ -73,7 +84,7 @@ distributed.destroy_process_group()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, family", [("llada2-moe-tiny", "llada2_moe"), ("minimind-upstream-tiny", "minimind")])
-def test_two_processes_hold_half_each_and_load_train_and_write_what_one_does(name, family, tmp_path):
+def test_two_processes_hold_half_each_and_draw_load_train_and_write_what_one_does(name, family, tmp_path):
     commands = [
         [sys.executable, "-c", WORKER, str(rank), str(FIXTURES / name), str(tmp_path / "meeting"), family]
         for rank in range(2)

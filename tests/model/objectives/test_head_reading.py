@@ -10,9 +10,13 @@ from model.objectives.head_reading import read_head
 VOCABULARY, WIDTH = 50, 8
 
 
-@pytest.fixture(params=[10 * VOCABULARY, 10**6], ids=["in pieces", "in one"])
+@pytest.fixture(
+    params=[(10 * VOCABULARY, 0), (10 * VOCABULARY, 10**6), (10**6, 10**6)],
+    ids=["computed again", "in pieces", "in one"],
+)
 def piece(request, monkeypatch):
-    monkeypatch.setattr(head_reading, "PIECE_NUMBERS", request.param)
+    for name, value in zip(("PIECE_NUMBERS", "KEPT_NUMBERS"), request.param, strict=True):
+        monkeypatch.setattr(head_reading, name, value)
 
 
 def loss_and_gradients(head, hidden, weight, ids, temperature):
@@ -37,7 +41,7 @@ def test_in_pieces_is_all_at_once(piece, temperature, rows):
     for a, b in zip(ours[2:], plain[2:], strict=True):
         assert torch.allclose(a, b, atol=1e-10)
     assert float(ours[0].detach()) == pytest.approx(float(plain[0].detach()), rel=1e-10)
-    assert torch.equal(ours[1].first, plain[1].first)
+    assert torch.equal(ours[1].right, plain[1].right)
 
 
 def test_nothing_hidden_costs_nothing_and_stays_in_the_graph():
@@ -63,6 +67,7 @@ def test_under_autocast_products_are_narrow_and_sums_wide():
 def test_all_logits_are_never_held(monkeypatch):
     """4,096 rows of a vocabulary of 50: no tensor of the forward and backward passes is larger than a piece or an input."""
     monkeypatch.setattr(head_reading, "PIECE_NUMBERS", 64 * VOCABULARY)
+    monkeypatch.setattr(head_reading, "KEPT_NUMBERS", 1000 * VOCABULARY)
     linear, hidden = nn.Linear(WIDTH, VOCABULARY, bias=False), torch.randn(4096, WIDTH, requires_grad=True)
     largest = 0
 

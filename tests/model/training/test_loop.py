@@ -140,6 +140,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step_and_keeping_the
     assert [point.name for point in (tmp_path / "nan").glob("step-*")] == ["step-00000010"]
 
 
+def test_a_resume_point_of_a_network_cut_over_processes_is_refused_by_a_whole_one(tmp_path, data):
+    trainer(tmp_path / "run", data, steps=12).run()
+    progress = tmp_path / "run/step-00000010/progress.json"
+    progress.write_text(progress.read_text().replace('"shared": false', '"shared": true'))
+    with pytest.raises(
+        ValueError, match=r"step-00000010 holds a network cut over processes \(FSDP2\), this run has it whole"
+    ):
+        trainer(tmp_path / "run", data, steps=12).run()
+
+
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path, data):
     run = trainer(tmp_path / "patient", data, steps=400, patience=2, minimum_improvement=100.0)
     progress = run.run()
