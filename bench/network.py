@@ -1,4 +1,4 @@
-"""python -m bench.network [--repeats 7] [--threads 1] [--device cpu] [--kinds mixture dense step] [--compile]: against
+"""python -m bench.network [--repeats 7] [--threads 1] [--device cpu] [--kinds mixture dense step]: against
 transformers' own.
 
 Mixture of experts: MixtureOfExperts (routed experts only, one group, as Qwen3 has) against (a) the plain loop over experts, one
@@ -10,7 +10,7 @@ Step: a whole training step of either as its user makes it. Theirs is what trans
 LlamaForCausalLM(labels=...), backward pass, gradients clipped to 1, fused AdamW; ours is what our loop does: rows laid out, the
 last layer and the head only where a token is graded, the loss read in pieces, then the same clipping and optimizer. Pretraining
 grades every token, fine-tuning the second half of each row (a prompt before it, labels -100). bfloat16 is autocast on both sides,
-weights stay float32. With --compile our network also runs as `compile: true` has it.
+weights stay float32.
 
 Both sides of a row run in turn in this process; a row shows both medians and the median of the ratios theirs / ours
 (above 1: ours is faster). One thread on a CPU is timed in processor time, which other programs on the machine disturb least;
@@ -18,7 +18,6 @@ everything else by the clock.
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +35,6 @@ from model.network.feed_forward import FeedForward
 from model.network.transformer import Transformer
 from model.objectives.next_token import NextToken
 from model.text.batch import Batch
-from model.training.compiled import compile_layers
 
 KINDS = ("mixture", "dense", "step")
 
@@ -153,7 +151,7 @@ def mixture_rows(shape: MixtureShape, dtype: torch.dtype, device: str) -> Iterat
 class Dense:
     """Our network and transformers' Llama of the same sizes and weights; causal, untied."""
 
-    def __init__(self, shape: DenseShape, compiled: bool) -> None:
+    def __init__(self, shape: DenseShape) -> None:
         self.shape = shape
         config = NetworkConfig(
             vocabulary_size=shape.vocabulary, hidden_size=shape.hidden, num_layers=shape.layers, num_heads=shape.heads,
@@ -162,20 +160,15 @@ class Dense:
         )  # fmt: skip
         ours = Transformer(config)
         ours.initialise(torch.Generator().manual_seed(0))
-        self.theirs = llama(config)
-        copy_weights(ours, self.theirs)
-        self.ours = {"ours": ours, **({"ours, compiled": copy.deepcopy(ours)} if compiled else {})}
+        theirs = llama(config)
+        copy_weights(ours, theirs)
+        self.nets = {"ours": ours, "Llama": theirs}
 
     def to(self, device: str, dtype: torch.dtype) -> "Dense":
-        """Weights in `dtype`, compiled where that was asked for."""
-        for net in (*self.ours.values(), self.theirs):
+        """Both with weights in `dtype`."""
+        for net in self.nets.values():
             net.to(device, dtype)
         return self
-
-    def compile(self) -> None:
-        """To be called where it will run, under its autocast."""
-        if (net := self.ours.get("ours, compiled")) is not None:
-            compile_layers(net, self.shape.batch * self.shape.rows)
 
     def batch(self, prompt: int, device: str) -> Batch:
         """Rows of one document each whose first `prompt` tokens are not graded."""
@@ -184,12 +177,9 @@ class Dense:
         return Batch(tokens, torch.zeros_like(tokens), positions, positions >= prompt)
 
 
-def dense_rows(
-    shape: DenseShape, dtype: torch.dtype, device: str, compiled: bool
-) -> Iterator[tuple[str, dict[str, Callable]]]:
+def dense_rows(shape: DenseShape, dtype: torch.dtype, device: str) -> Iterator[tuple[str, dict[str, Callable]]]:
     """(what is timed, {side: call}) of networks whose weights are in `dtype`."""
-    dense = Dense(shape, compiled).to(device, dtype)
-    dense.compile()
+    dense = Dense(shape).to(device, dtype)
     batch = dense.batch(0, device)
 
     def our_logits(net: Transformer) -> torch.Tensor:
@@ -207,20 +197,16 @@ def dense_rows(
         net.zero_grad(set_to_none=True)
         functional.cross_entropy(logits(net).float(), batch.tokens.flatten()).backward()
 
-    sides = {name: (our_logits, net) for name, net in dense.ours.items()} | {"Llama": (their_logits, dense.theirs)}
-    yield "forward", {name: partial(forward, *side) for name, side in sides.items() if "compiled" not in name}
+    sides = {"ours": (our_logits, dense.nets["ours"]), "Llama": (their_logits, dense.nets["Llama"])}
+    yield "forward", {name: partial(forward, *side) for name, side in sides.items()}
     yield "forward + backward", {name: partial(both, *side) for name, side in sides.items()}
 
 
-def step_rows(
-    shape: DenseShape, dtype: torch.dtype, device: str, compiled: bool
-) -> Iterator[tuple[str, dict[str, Callable]]]:
+def step_rows(shape: DenseShape, dtype: torch.dtype, device: str) -> Iterator[tuple[str, dict[str, Callable]]]:
     """The same for whole steps: weights in float32, `dtype` is that of autocast."""
-    dense = Dense(shape, compiled).to(device, torch.float32)
+    dense = Dense(shape).to(device, torch.float32)
     autocast = partial(torch.autocast, device, dtype, enabled=dtype != torch.float32)
-    with autocast():
-        dense.compile()
-    nets = dense.ours | {"Llama": dense.theirs}
+    nets = dense.nets
     optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True) for name, net in nets.items()}
 
     def our_loss(net: Transformer, batch: Batch) -> torch.Tensor:
@@ -267,13 +253,15 @@ def medians(
 
 def show(kind: str, shape: str, dtype: torch.dtype, what: str, seconds: dict[str, list[float]]) -> None:
     """One line per comparison."""
-    for own in [name for name in seconds if name.startswith("ours")]:
-        for other in [name for name in seconds if not name.startswith("ours")]:
-            pairs = zip(seconds[own], seconds[other], strict=True)
-            ratio = statistics.median(theirs / ours for ours, theirs in pairs)
-            medians_ms = " | ".join(f"{statistics.median(seconds[name]) * 1e3:.1f} ms" for name in (own, other))
-            row = f"{kind} | {shape} | {str(dtype).removeprefix('torch.')} | {what} | {own} | {other}"
-            print(f"{row} | {medians_ms} | {ratio:.2f}", flush=True)
+    ours = seconds["ours"]
+    for name, theirs in seconds.items():
+        if name != "ours":
+            ratio = statistics.median(other / own for own, other in zip(ours, theirs, strict=True))
+            print(
+                f"{kind} | {shape} | {str(dtype).removeprefix('torch.')} | {what} | {name} | "
+                f"{statistics.median(ours) * 1e3:.1f} ms | {statistics.median(theirs) * 1e3:.1f} ms | {ratio:.2f}",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -284,19 +272,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
-    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     alone = arguments.device == "cpu" and arguments.threads == 1
     clock = time.process_time if alone else time.perf_counter
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} thread(s), {arguments.repeats} repeats")
-    print("kind | shape | dtype | what | side | against | side's | other's | median of ratios other's / side's")
-    compiled = arguments.compile
+    print("kind | shape | dtype | what | against | ours | theirs | median of ratios theirs / ours")
     kinds = (
         ("mixture", MIXTURES, mixture_rows),
-        ("dense", DENSE, partial(dense_rows, compiled=compiled)),
-        ("step", DENSE, partial(step_rows, compiled=compiled)),
+        ("dense", DENSE, dense_rows),
+        ("step", DENSE, step_rows),
     )
     for dtype in (getattr(torch, name) for name in arguments.dtypes):
         for kind, shapes, rows in kinds:

@@ -1,4 +1,4 @@
-"""python -m bench.training [--size nano] [--precision bfloat16] [--compile]: our training step against the plain way.
+"""python -m bench.training [--size nano] [--precision bfloat16]: our training step against the plain way.
 
 The plain way is how public code does the step: transformers' Llama reads `[x_t ; x_0]` (block diffusion) or the row padded to
 the longest under a dense mask, tokens are hidden in a Python loop, logits are computed at every position and costed all under a
@@ -7,8 +7,7 @@ accelerate and transformers' Trainer have it). Our way is what the training loop
 one thread. A line has the median of the ratios of processor time, tokens of the rows (padding not counted) a second of it, the
 largest difference of the losses on equal weights, and what a step takes at most beyond weights, gradients and optimizer state
 (resident memory of a process of its own in which a tiny step went before, so that libraries are loaded; the largest of three
-steps; never compiled). Rows are made up: one conversation each, a prompt and an answer of 1/6 to 1/2 of the row. With --compile
-ours runs as with `compile: true`; the compiler's time is not counted.
+steps). Rows are made up: one conversation each, a prompt and an answer of 1/6 to 1/2 of the row.
 """
 
 import argparse
@@ -33,7 +32,6 @@ from model.objectives.masked_diffusion import MaskedDiffusion
 from model.objectives.match_teacher import MatchTeacher
 from model.objectives.next_token import NextToken
 from model.text.batch import Batch
-from model.training.compiled import compile_layers
 
 HIDING = HidingConfig("iid_t", 0.1, 0.9)
 
@@ -187,11 +185,8 @@ class Comparison:
     difference: float
 
 
-def compare(size: Size, name: str, steps: int, precision: str, compiled: bool) -> Comparison:
+def compare(size: Size, name: str, steps: int, precision: str) -> Comparison:
     ours, plain = Ours(size, name), Plain(size, name)
-    if compiled:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            compile_layers(ours.net, size.rows * size.length)
     sides = [Side(ours, precision), Side(plain, precision)]
     seconds, rates, differences = [], [], []
     for step in range(steps + 1):
@@ -240,7 +235,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--size", default="tiny", choices=SIZES)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument(
         "--peak", choices=("ours", "plain"), help="only print the bytes of one side; for the bench itself"
@@ -252,10 +246,10 @@ def main() -> None:
         way = Ours if options.peak == "ours" else Plain
         print(own_peak(size, options.methods[0], way, options.precision))
         return
-    print(f"{options.size}, {options.precision}{', compiled' if options.compile else ''}")
+    print(f"{options.size}, {options.precision}")
     print("method | plain / ours | tokens/s ours | plain | losses differ by | peak MB ours | plain")
     for name in options.methods:
-        found = compare(size, name, options.steps, options.precision, options.compile)
+        found = compare(size, name, options.steps, options.precision)
         peaks = [peak_bytes(options, name, way) / 2**20 for way in ("ours", "plain")]
         print(
             f"{name} | {found.ratio:.2f} | {found.ours:.0f} | {found.plain:.0f} | {found.difference:.1e} | {peaks[0]:.0f} | "

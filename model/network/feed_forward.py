@@ -24,11 +24,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """The transformed states, same shape."""
-        gate_up = self.gate_up(x)
-        if torch.compiler.is_compiling():  # the compiler fuses the plain formula and knows what to keep
-            gate, up = gate_up.chunk(2, -1)
-            return self.down(functional.silu(gate) * up)
-        return self.down(SwiGLU.apply(gate_up))
+        return self.down(SwiGLU.apply(self.gate_up(x)))
 
 
 class SwiGLU(torch.autograd.Function):

@@ -21,8 +21,7 @@ class RMSNorm(nn.Module):
         """The normalised states, same shape."""
         if self.kind == "rms_cast_first" and x.dtype.itemsize < 4:
             return functional.rms_norm(x, self.shape, None, self.epsilon) * self.weight
-        by_hand = x.device.type == "cpu" and x.dtype == torch.float32 and self.weight is not None
-        if by_hand and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and x.dtype == torch.float32 and self.weight is not None and torch.is_grad_enabled():
             return _TrainedOnCpu.apply(x, self.weight, self.epsilon)
         return functional.rms_norm(x, self.shape, self.weight, self.epsilon)
 

@@ -137,8 +137,6 @@ def rotate(
         return torch.cat((rotate(x[..., :turned], cosine, signed_sine), x[..., turned:]), -1)
     wide = x.to(cosine.dtype)
     dtype = wide.dtype if x.device.type == "cpu" and torch.is_grad_enabled() else x.dtype
-    if torch.compiler.is_compiling():  # the compiler makes its own way back
-        return _turned(wide, cosine, signed_sine).to(dtype)
     return _Turn.apply(wide, cosine, signed_sine).to(dtype)
 
 

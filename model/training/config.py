@@ -22,7 +22,6 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     accumulation_steps: int = 1
     precision: str = "float32"
-    compile: bool = False  # what layers do to tokens one by one runs compiled (needs g++ on a CPU)
     expert_bias: str = "frozen"  # of a mixture of experts; balanced: moved towards an even load after every step
     expert_bias_step: float = 0.001  # by this much (arXiv:2408.15664)
     validate_every_steps: int = 500
@@ -57,8 +56,6 @@ class TrainingConfig:
             )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision '{self.precision}' must be one of {', '.join(PRECISIONS)}")
-        if not isinstance(self.compile, bool):
-            raise ValueError(f"compile {self.compile!r} must be true or false")
         if self.expert_bias not in EXPERT_BIASES:
             raise ValueError(f"expert_bias '{self.expert_bias}' must be one of {', '.join(EXPERT_BIASES)}")
         if self.expert_bias_step <= 0:

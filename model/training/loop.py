@@ -19,7 +19,6 @@ from model.objectives.objective import Objective, Terms, View
 from model.text.batch import Batch
 from model.text.packing import TokenRows
 from model.training.best_weights import BestWeights
-from model.training.compiled import compile_layers
 from model.training.config import TrainingConfig
 from model.training.expert_load import ExpertLoads
 from model.training.loader import RowLoader, timed
@@ -70,8 +69,6 @@ class Trainer:
         if shard and not is_sharded(network):
             shard(network)
         self.shares_network = shard is not None
-        if config.compile:
-            self._compile(network)
         optimizers = make_optimizers(network, config.optimizer, config.learning_rate, config.weight_decay)
         self.network, self.optimizers = network, optimizers
         if not self.shares_network:
@@ -88,15 +85,6 @@ class Trainer:
         self.best = BestWeights(work / "best")
         self.points = ResumePoints(work, name, self.accelerator, self.network, self.optimizers, self.shares_network)
         self.progress = Progress(shared=self.shares_network)
-
-    def _compile(self, network: nn.Module) -> None:
-        if self.shares_network:
-            raise ValueError(
-                f"{self.name}: compile: true does not work on a network cut over processes (FSDP2): set compile: false"
-            )
-        rows = self.config.batch_rows // (self.config.accumulation_steps * self.accelerator.num_processes)
-        with self.accelerator.autocast():
-            compile_layers(network, rows * self.validation.row_tokens)
 
     def run(self) -> Progress:
         """Train from the last checkpoint in the work folder, if any, to the end."""
