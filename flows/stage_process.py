@@ -27,7 +27,10 @@ ADVICE = re.compile(  # DVC says this after every stage; here there is nothing t
     r"|(Updat|Generat)ing lock file 'dvc.lock'"
 )
 EXIT_CODE = re.compile(r"failed to run: .*, exited with (-?\d+)")
-BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by|database is locked")
+HELD = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")  # said before DVC begins a stage
+BUSY = re.compile(r"database is locked")
+WAITS = "another stage holds what it needs"
+WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 60.0
 BAD_INPUT, TEMPORARY = 2, 75
 SAYS_WHY = 78  # of flows/stage_program.py: its last line is the reason
 PROGRESS_SECONDS = 15.0
@@ -64,7 +67,15 @@ class StageProcesses:
         return the_gpu(self.stopped) if needs_gpu(self.root, stage) else nullcontext()
 
     def run_command(self, command: Sequence[str], on_line: Callable[[str], None]) -> Outcome:
-        """The same for any command."""
+        """The same for any command. While another stage holds what DVC needs for it, it waits: that may take hours, not tries."""
+        pause = WAIT_SECONDS
+        while True:
+            outcome = self._run_once(command, on_line)
+            if outcome.reason != WAITS or self.stopped.wait(pause):
+                return outcome
+            pause = min(2 * pause, LONGEST_WAIT_SECONDS)
+
+    def _run_once(self, command: Sequence[str], on_line: Callable[[str], None]) -> Outcome:
         started = time.monotonic()
         with self._lock:
             if self.stopped.is_set():
@@ -141,8 +152,10 @@ def judge(code: int, lines: list[str], seconds: float, stopped: bool = False) ->
     exits = [int(match[1]) for line in lines if (match := EXIT_CODE.search(line))]
     stage_code = exits[-1] if exits else code  # DVC's own code is 255 whatever happened
     killed_by = -stage_code if stage_code < 0 else stage_code - 128
-    if any(BUSY.search(line) for line in lines):
-        reason, can_be_retried = "a lock was held", True
+    if not exits and any(HELD.search(line) for line in lines):
+        reason, can_be_retried = WAITS, True
+    elif any(BUSY.search(line) for line in lines):
+        reason, can_be_retried = "a database was locked", True
     elif 0 < killed_by < 65:
         reason, can_be_retried = f"killed by signal {killed_by}", True
     elif stage_code == TEMPORARY:

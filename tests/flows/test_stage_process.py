@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.stage_process import GUARD, SAYS_WHY, _lines_of, judge
+from flows import stage_process
+from flows.stage_process import GUARD, SAYS_WHY, WAITS, StageProcesses, _lines_of, judge
 
 FAILED = "ERROR: failed to reproduce 'x': failed to run: python -m tasks.x, exited with {}"
 
@@ -31,6 +32,27 @@ def test_a_held_lock_may_be_tried_again_but_a_stopped_run_may_not() -> None:
     assert judge(255, busy, 1.0).can_be_retried
     assert not judge(255, busy, 1.0, stopped=True).can_be_retried
     assert not judge(255, [FAILED.format(-15)], 1.0, stopped=True).can_be_retried
+
+
+def test_a_stage_waits_as_often_as_another_holds_what_it_needs_and_its_own_failure_is_no_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_process, "WAIT_SECONDS", 0.01)
+    tries = tmp_path / "tries"
+    busy = "\"ERROR: 'data/raw' is busy, it is being blocked by:\""
+    script = f"echo x >> {tries}; [ $(wc -l < {tries}) -gt 4 ] || {{ echo {busy}; exit 255; }}"
+    outcome = StageProcesses(tmp_path).run_command(["/bin/sh", "-c", script], lambda line: None)
+    assert (outcome.status, tries.read_text()) == ("ran", "x\n" * 5)
+    failed = judge(255, ["'data/raw' is busy, it is being blocked by:", FAILED.format(1)], 1.0)
+    assert failed.reason == "exit code 1"
+
+
+def test_a_stage_that_waits_can_be_stopped(tmp_path: Path) -> None:
+    processes = StageProcesses(tmp_path)
+    command = ["/bin/sh", "-c", "echo \"ERROR: 'data/raw' is busy, it is being blocked by:\"; exit 255"]
+    outcome = processes.run_command(command, lambda line: processes.stopped.set())
+    assert outcome.status == "failed"
+    assert outcome.reason in (WAITS, "stopped")
 
 
 def test_dvc_failing_on_its_own_is_not_taken_for_a_signal() -> None:

@@ -170,8 +170,7 @@ def test_training_with_stored_answers_that_is_killed_ends_bit_for_bit_alike(tmp_
     killed._log = dies
     with pytest.raises(KeyboardInterrupt):
         killed.run()
-    again._resume()
-    assert again.progress.step == 10
+    assert [path.name for path in (tmp_path / "killed").glob("step-*")] == ["step-00000010"]
     again.run()
     pairs = zip(whole.raw_network.parameters(), again.raw_network.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
