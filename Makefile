@@ -10,10 +10,12 @@ TORCH_INDEX_cuda = https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?= $(TORCH_INDEX_$(DEVICE))
 LOCK = requirements/$(DEVICE).lock
 RUN = $(VENV)/bin/python
+# Slow tests that start servers and workers which stay; they take about as long as all other slow ones.
+FLEETS = tests/flows/test_operations.py tests/flows/test_two_clones.py tests/flows/test_deployed_retrain.py
 # `python` in dvc.yaml is to be the environment's, whether or not it is activated.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env run serve retrain promote rollback repro test test-slow slow-flows slow-others lint ui up down worker preset clean clean-cache lock bench
+.PHONY: help env run serve retrain promote rollback repro test test-slow slow-fleets slow-others lint ui up down worker preset clean clean-cache lock bench
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -62,13 +64,13 @@ test: env
 
 # Two at a time, a thread each: most of the time goes to waiting for servers, kills and restarts.
 test-slow: env
-	$(MAKE) --no-print-directory -j2 slow-flows slow-others
+	$(MAKE) --no-print-directory -j2 slow-fleets slow-others
 
-slow-flows: env
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow tests/flows
+slow-fleets: env
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow $(FLEETS)
 
 slow-others: env
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --ignore=tests/flows
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow $(FLEETS:%=--ignore=%)
 
 lint: env
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

@@ -13,11 +13,10 @@ import pytest
 
 from tests.conftest import Checkout, copy_of_this_repository
 from tests.flows.fleet import EDGES, Fleet
-from tests.flows.test_retrain import patience
 
 pytestmark = pytest.mark.slow
-# On an idle machine a worker is lost after 12 seconds and ends its runs after 10; a busy one has to be given time to answer.
-HEARTBEAT_SECONDS = int(4 * patience())
+# A worker is lost after 90 seconds and ends its runs after 75: Prefect's server on SQLite has been seen to hold its lock for 60.
+HEARTBEAT_SECONDS = 30
 
 
 class Link:
@@ -150,13 +149,13 @@ def test_a_worker_behind_a_broken_link_ends_its_stage_before_another_takes_it_ov
     """The link breaks for a moment, which harms nothing, and then for good while a stage trains."""
     fleet, here, elsewhere = pair.fleet, pair.fleet.checkout, pair.elsewhere
     before = here.runs_of("train"), elsewhere.runs_of("train")
-    steps = int(90 * patience())
-    run = fleet.start_run("--param", f'overrides={{"train.steps": {steps}, "train.seconds": 0.3}}')
+    steps = 100  # of a second each: more than the worker has before it must end them
+    run = fleet.start_run("--param", f'overrides={{"train.steps": {steps}, "train.seconds": 1.0}}')
     (process,) = fleet.wait(lambda: pair.training(elsewhere))
     pair.link.cut()
-    time.sleep(HEARTBEAT_SECONDS / 2)
+    time.sleep(HEARTBEAT_SECONDS / 4)
     pair.link.mend()
-    time.sleep(HEARTBEAT_SECONDS)
+    time.sleep(HEARTBEAT_SECONDS / 4)
     assert pair.training(elsewhere) == [process]
     pair.link.cut()
     api = fleet.service("prefect")["address"]
