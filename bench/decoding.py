@@ -100,20 +100,14 @@ def cached_logits(net: Transformer, tokens: torch.Tensor, first: int, cache: lis
     x = net.embedding(tokens)
     turn = net.rotary(torch.arange(first, first + tokens.shape[1])[None], x.dtype)
     for index, layer in enumerate(net.layers):
-        attention = layer.attention
-        states = attention._heads(layer.attention_norm(x), slice(None))
-        query, key, value = states.split((attention.heads, attention.shared, attention.shared), 1)
-        query, key = (
-            attention._turned(query, attention.query_norm, turn),
-            attention._turned(key, attention.key_norm, turn),
-        )
+        query, key, value = layer.attention.read(layer.attention_norm(x), turn, None)
         if cache[index] is None:
             cache[index] = (key, value)
         else:
             for stored, own in zip(cache[index], (key, value), strict=True):
                 stored[:, :, first : first + own.shape[2]] = own
         mixed = torch.nn.functional.scaled_dot_product_attention(query, *cache[index])
-        x = x + attention.output(mixed.transpose(1, 2).flatten(2))
+        x = x + layer.attention.output(mixed.transpose(1, 2).flatten(2))
         x = x + layer.feed_forward(layer.feed_forward_norm(x))
     return net.head(net.norm(x))
 
