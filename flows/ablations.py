@@ -24,6 +24,7 @@ import yaml
 from flows.server import prefect_server
 from flows.stage_process import Outcome, StageProcesses
 from flows.start import alone, check_parallel, deliver, prepare, run_command
+from model.atomic import write_json
 from tasks.ablation_plan import ARMS, FOLDER, read_plan, slug
 from tasks.parameters import load_params
 
@@ -146,9 +147,7 @@ def run_job(root: Path, job: Job, running: Running, on_line: Callable[[str], Non
         if outcome.status == "failed":
             return outcome
         done.touch()
-    unfinished = folder / "result.writing"
-    unfinished.write_text(json.dumps({"key": job.key, "seconds": round(seconds, 1)}))
-    os.replace(unfinished, folder / "result.json")
+    write_json(folder / "result.json", {"key": job.key, "seconds": round(seconds, 1)})
     return Outcome("ran", seconds)
 
 

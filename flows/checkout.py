@@ -7,16 +7,14 @@ remote.
 """
 
 import difflib
-import fcntl
-import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from model.atomic import locked, write_atomically
 from tasks.parameters import load_params
 
 FOLDER = Path(".work/checkouts")
@@ -30,7 +28,7 @@ def prepare_checkout(clone: Path, name: str, commit: str, settings: str = "") ->
     with locked(folder.with_suffix(".lock")):
         _at_commit(clone, folder, commit)
         if settings:
-            write_if_new(folder / "params.yaml", settings)
+            write_atomically(folder / "params.yaml", settings)
     return folder
 
 
@@ -127,11 +125,11 @@ def receive(checkout: Path, entries: dict[str, Any], files: dict[str, str], note
         known = lock_entries(checkout)
         if any(known.get(name) != entry for name, entry in entries.items()):
             content = {"schema": "2.0", "stages": known | entries}
-            write_if_new(checkout / "dvc.lock", yaml.safe_dump(content, sort_keys=False))
+            write_atomically(checkout / "dvc.lock", yaml.safe_dump(content, sort_keys=False))
     for name, text in files.items():
-        write_if_new(checkout / name, text)
+        write_atomically(checkout / name, text)
     if note:
-        write_if_new(checkout / PARENT_NOTE, note)
+        write_atomically(checkout / PARENT_NOTE, note)
 
 
 def hand_over(checkout: Path, stages: set[str]) -> dict[str, Any]:
@@ -144,24 +142,6 @@ def hand_over(checkout: Path, stages: set[str]) -> dict[str, Any]:
     files = {out.def_path: Path(out.fs_path).read_text("utf-8") for out in outs if Path(out.fs_path).is_file()}
     note = checkout / PARENT_NOTE
     return {"entries": entries, "files": files, "note": note.read_text("utf-8") if note.is_file() else ""}
-
-
-def write_if_new(file: Path, text: str) -> None:
-    """One rename, and none where the file already reads so (its time is what DVC looks at first)."""
-    if file.is_file() and file.read_text(encoding="utf-8") == text:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.unfinished-{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits for an exclusive lock on a file and holds it."""
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.checkout import locked, write_if_new
 from flows.server import HOST, KEEPER, READY_SECONDS, SERVICES, free_port, is_kept
 from flows.start import prepare
+from model.atomic import locked, write_atomically
 from model.training.tracking import local_store, open_store
 
 PORTS = {"prefect": 4200, "mlflow": 5000}
@@ -89,7 +89,9 @@ def up(root: Path, choices: Choices) -> int:
         _wait_until_healthy(root, name, states[name]["address"] + path)
     os.environ["PREFECT_API_URL"] = states["prefect"]["address"]
     os.environ["MLFLOW_TRACKING_URI"] = states["mlflow"]["address"]
-    write_if_new(root / CLIENT_SETTINGS, f'# Written by `make up`.\n[api]\nurl = "{states["prefect"]["address"]}"\n')
+    write_atomically(
+        root / CLIENT_SETTINGS, f'# Written by `make up`.\n[api]\nurl = "{states["prefect"]["address"]}"\n'
+    )
     open_store(root)  # makes the experiment: several stages at once should not have to
     if subprocess.run([sys.executable, "-m", "flows.deploy"], check=False, stdin=subprocess.DEVNULL).returncode:
         return 1
@@ -165,7 +167,7 @@ def _keep(root: Path, name: str, command: list[str], address: str, settings: dic
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    write_if_new(folder / f"{name}.json", json.dumps({"pid": process.pid, "address": address}))
+    write_atomically(folder / f"{name}.json", json.dumps({"pid": process.pid, "address": address}))
 
 
 def _kept(root: Path) -> dict[str, dict[str, Any]]:

@@ -16,10 +16,11 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed, State
 
-from flows.checkout import prepare_checkout, write_if_new
+from flows.checkout import prepare_checkout
 from flows.slots import Slots, needs_gpu
 from flows.stage_process import STAGE_PROGRAM, Outcome, StageProcesses
 from flows.stage_task import StageFailed, run_stage
+from model.atomic import write_atomically
 
 
 @flow(name="stage", flow_run_name="{name}", persist_result=False)
@@ -65,7 +66,7 @@ class WorkersStage(StageProcesses):
         folder = self.root / ".work" / "handover" / stage
         given, made = folder / "given.json", folder / "made.json"
         made.unlink(missing_ok=True)
-        write_if_new(given, json.dumps({"known": self.known, "upstream": self.upstream}))
+        write_atomically(given, json.dumps({"known": self.known, "upstream": self.upstream}))
         with self.turn(stage):
             outcome = self.run_command([*STAGE_PROGRAM, stage, str(folder)], on_line)
         if outcome.status != "failed":

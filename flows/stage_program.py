@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from flows.checkout import hand_over, receive, write_if_new
+from flows.checkout import hand_over, receive
 from flows.stage_process import SAYS_WHY
+from model.atomic import write_atomically
 from tasks.fingerprint import announce
 
 PUSH_PAUSES_SECONDS = (1.0, 5.0, 25.0)
@@ -53,7 +54,7 @@ def work(root: Path, stage: str, folder: Path) -> int:
         return code
     if remote and not pushed(stage):
         raise ValueError(NOT_PUSHED.format(clone=root))
-    write_if_new(folder / "made.json", json.dumps(hand_over(root, {stage})))
+    write_atomically(folder / "made.json", json.dumps(hand_over(root, {stage})))
     return 0
 
 

@@ -9,12 +9,12 @@ import argparse
 import csv
 import json
 import math
-import os
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+from model.atomic import write_atomically
 from model.training.tracking import open_store
 from tasks.ablation_measures import by_seed, measured, scores
 from tasks.ablation_plan import ARMS, finished, read_plan
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not any(arms for arms, _ in answers.values()):
         print("ablations: no job is finished yet: python -m flows.ablations", file=sys.stderr)
         return 2
-    write(options.to / "ablations.md", page(root, plan, answers))
+    write_atomically(options.to / "ablations.md", page(root, plan, answers))
     for name, (_, measures) in answers.items():
         if measures:
             draw(options.to / "ablations" / f"{name}.svg", plan["questions"][name], measures)
@@ -167,14 +167,6 @@ def log_curve(client: Any, run: str, file: Path) -> None:
             for series, value in point.items():
                 if series != "step" and value:
                     client.log_metric(run, f"{file.stem}/{series}", float(value), step=int(point["step"]))
-
-
-def write(path: Path, text: str) -> None:
-    """In one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".writing")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

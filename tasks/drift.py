@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from model.atomic import write_json
 from model.training.tracking import open_store
 from tasks.parameters import load_params
 from tasks.promote import read_profile
 from tasks.promotion import champions
 from tasks.promotion.data_profile import profile_of
 from tasks.promotion.drift_measures import alarms, measure_drift
-from tasks.promotion.program import run_program, write_json
+from tasks.promotion.program import run_program
 from tasks.promotion.settings import SECTION, RetrainOptions
 
 REPORT = Path("data/reports/drift.json")

@@ -11,12 +11,11 @@ split; the test split is only read.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.atomic import write_atomically
 from model.benchmarks.settings import EvaluateConfig, main_points, operating_points
 from tasks.stage import Stage, run_stage
 
@@ -226,14 +225,6 @@ def draw(result: dict[str, Any]):
     axes.set(xlabel="tokens per forward", ylabel="score", title=result["instance"])
     axes.legend()
     return figure
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from model.atomic import write_json
 from model.benchmarks.judge import open_judge
 from model.checkpoints.store import Checkpoint
 from model.objectives.visited_states import NEVER
@@ -24,7 +25,6 @@ from model.samplers.decode import make_decoder
 from model.samplers.results import Decoded
 from model.text.packers import ConversationPacker
 from model.text.packing import Layout, RowWriter, TokenRows
-from model.text.tokenise import write_atomically
 from model.text.tokenizer import load_tokenizer
 from model.text.unpacking import Asked, asked_in
 from model.training.loader import RowLoader
@@ -81,7 +81,7 @@ def own_answers(stage: Stage, parent: Checkpoint, options: OwnAnswers) -> tuple[
         questions = draw(loader, options.questions, tokenizer.eos_token_id)
         answers = answer(stage, parent, options, questions, loader.layout)
         shutil.rmtree(made, ignore_errors=True)
-        write_atomically(facts, pack(tokenizer, questions, answers, loader.layout, made))
+        write_json(facts, pack(tokenizer, questions, answers, loader.layout, made))
     return made, json.loads(facts.read_text())
 
 
@@ -109,7 +109,7 @@ def answer(
             kept, chunk = stage.work / f"answers-{begin}.json", questions[begin : begin + CHUNK]
             if not kept.exists():
                 decoded = decoder([asked.prompt for asked in chunk], room)
-                write_atomically(kept, [plain(one) for one in decoded])
+                write_json(kept, [plain(one) for one in decoded])
             answers += json.loads(kept.read_text())
             bar.update(len(chunk))
     return answers

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from model.atomic import write_json
 from model.corpora.options import read_options
 from model.text.packing import Layout
-from model.text.tokenise import SPLITS, Corpus, CorpusTokeniser, is_validation, read_lines, texts_of, write_atomically
+from model.text.tokenise import SPLITS, Corpus, CorpusTokeniser, is_validation, read_lines, texts_of
 from model.text.tokenizer import load_tokenizer, pad_id, save_tokenizer, train_tokenizer
 from tasks.stage import Stage, run_stage
 
@@ -75,12 +76,12 @@ def tokenize(stage: Stage) -> None:
     check_rows(metas, options)
     present = [kind for kind in KINDS if kind != "preferences" or any(corpus.kind == kind for corpus in corpora)]
     mixture = {kind: {corpus.name: corpus.weight for corpus in corpora if corpus.kind == kind} for kind in present}
-    write_atomically(made / "mixture.json", mixture)
+    write_json(made / "mixture.json", mixture)
     numbers = {
         "vocabulary_size": len(tokenizer),
         **{f"{kind}/{name}": figures(meta) for (kind, name), meta in metas.items()},
     }
-    write_atomically(stage.work / "metrics.json", numbers)
+    write_json(stage.work / "metrics.json", numbers)
     stage.tracker.log_metrics(data_metrics(len(tokenizer), metas, seconds))
     stage.publish(stage.work / "metrics.json", "data/metrics/tokenize.json")
     stage.publish(made, "data/tokens")

@@ -6,13 +6,14 @@ skips everything behind an unchanged one.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from model.atomic import write_atomically
 
 KINDS = ("pretrain", "instructions", "preferences", "benchmarks")
 MANIFEST_NAME = "manifest.json"
@@ -66,17 +67,6 @@ def sha256_of(path: Path) -> str:
 def identity_of(value: Any) -> str:
     """Hexadecimal SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) in one step; a file that already reads so is not touched."""
-    data = text.encode()
-    if path.is_file() and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 class HashCache:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.atomic import write_json
+
 FILES = ("records.bin", "masks.bin", "weights.bin", "ids.bin", "answers.bin")
 
 
@@ -85,14 +87,14 @@ class AnswerWriter:
             file.flush()
             os.fsync(file.fileno())
         sizes = [file.tell() for file in self._files]
-        _write(self.folder / "journal.json", {"bytes": sizes, "answers": self.num_answers})
+        write_json(self.folder / "journal.json", {"bytes": sizes, "answers": self.num_answers})
 
     def close(self, facts: dict[str, Any]) -> None:
         """The folder is whole."""
         self.mark()
         for file in self._files:
             file.close()
-        _write(self.folder / "meta.json", {**vars(self.shape), "facts": facts})
+        write_json(self.folder / "meta.json", {**vars(self.shape), "facts": facts})
 
 
 class StoredAnswers:
@@ -129,10 +131,3 @@ class StoredAnswers:
         begins = np.where(records > 0, self._records[records - 1, 2], 0)
         places = np.concatenate([np.arange(begin, end) for begin, end in zip(begins, ends, strict=True)])[order.numpy()]
         return torch.from_numpy(self._ids[places].astype(np.int64)), torch.from_numpy(self._answers[places])
-
-
-def _write(path: Path, value: Any) -> None:
-    """JSON that is there completely or not at all."""
-    unfinished = path.with_suffix(".writing")
-    unfinished.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(unfinished, path)

@@ -26,9 +26,7 @@ class CausalSource(Source):
         dtype = network.embedding.weight.dtype
         self.cache = KeyValueCache(network.config, num_slots, capacity, self.device, dtype)
         self.steps = static_steps(network, self.cache)
-        self.entered: list[
-            Float[Tensor, "rows hidden"]
-        ] = []  # ends of prompts that have just been read, in the last slots
+        self.entered: list[Float[Tensor, "rows hidden"]] = []  # ends of prompts just read, in the last slots
 
     def move(self, source: int, destination: int) -> None:
         """A row changes its slot."""

@@ -73,9 +73,7 @@ def advance(policy: Policy, grid: Grid, before: State, proposals, hidden_at_star
     hidden = before.tokens == grid.mask
     differs = answerable & ~hidden & (proposals.tokens != before.tokens) if policy.edits else None
     doubt = proposals.doubt
-    if (
-        policy.reads_confidence and not policy.edits
-    ):  # stale proposals still hold positions that have been revealed since
+    if policy.reads_confidence and not policy.edits:  # stale proposals still hold places revealed since
         doubt = torch.where(hidden, doubt, torch.inf)
     view = BlockView(hidden, doubt, before.step, hidden_at_start, proposals.entropy, differs)
     written = policy.choose(view)

@@ -5,7 +5,6 @@ output file was; a later start cuts the files back to that and goes on, so that 
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.atomic import write_json
 from model.text.encoder import TextEncoder
 from model.text.packers import ConversationPacker, DocumentPacker, PairPacker
 from model.text.packing import Layout, RowWriter
@@ -107,7 +107,7 @@ class CorpusTokeniser:
                 for each in packers.values():
                     each.finish()
                 positions = {split: writer.position() for split, writer in writers.items()}
-                write_atomically(journal, {"offset": offset, "lines": done, "positions": positions})
+                write_json(journal, {"offset": offset, "lines": done, "positions": positions})
         for each in packers.values():
             each.finish()
         facts = {"kind": corpus.kind, "corpus": corpus.name, "weight": corpus.weight}
@@ -143,11 +143,3 @@ def answered(conversation: list[dict[str, str]]) -> list[dict[str, str]]:
     """The conversation up to its last answer, [] if there is none: what follows would teach the model to end on a question."""
     last = max((place for place, message in enumerate(conversation) if message["role"] == "assistant"), default=-1)
     return conversation[: last + 1]
-
-
-def write_atomically(path: Path, value: Any) -> None:
-    """JSON that is there completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)

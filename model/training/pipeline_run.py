@@ -5,13 +5,13 @@ meanwhile attach themselves; the last one links the earlier runs of stages that 
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from model.training.tracking import KEY_TAG, Unreachable, locked, open_store, reaching, records_in_mlflow, run_status
+from model.atomic import locked, write_json
+from model.training.tracking import KEY_TAG, Unreachable, open_store, reaching, records_in_mlflow, run_status
 
 PARENT_NAME = "pipeline"
 STAGE_TAG = "stage."
@@ -93,9 +93,7 @@ class _Note:
         return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
 
     def write(self, content: dict[str, Any]) -> None:
-        unfinished = self.file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(unfinished, self.file)
+        write_json(self.file, content)
 
 
 @contextmanager

@@ -24,9 +24,7 @@ class Progress:
     best: float = math.inf
     evaluations_without_improvement: int = 0
     stopped_early: bool = False
-    kept: list[tuple[float, int]] = field(
-        default_factory=list
-    )  # bits per byte and step of the best weights in work/best
+    kept: list[tuple[float, int]] = field(default_factory=list)  # bits per byte and step of what is in work/best
     curve: list[dict[str, float]] = field(default_factory=list)
     shared: bool = False  # whether the resume point is one of processes that share the network
 

@@ -4,13 +4,10 @@ What it says goes to disk as its top k tokens and one class for all others (mode
 start goes on behind the last mark and writes the same bytes; the key of a folder covers all that they depend on.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.atomic import locked
 from model.network.transformer import Transformer
 from model.objectives.match_teacher import MatchTeacher, with_tail
 from model.objectives.objective import Drawing, View
@@ -80,6 +78,7 @@ def stored_answers(
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / settings.folder / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock")):
         if not (folder / "meta.json").exists():
             if processes().num_processes > 1:
@@ -173,15 +172,6 @@ def files_hash(loader: RowLoader) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time; a kill lets go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _bound(parent: Path) -> None:

@@ -1,6 +1,5 @@
 """The MLflow store: the server that MLFLOW_TRACKING_URI names, else <root>/mlruns/mlflow.db (SQLite) with artifacts beside it."""
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from model.atomic import locked
 from model.training.tracker import Tracker
 
 EXPERIMENT = "unmask"
@@ -105,11 +105,3 @@ def _make_store(folder: Path) -> None:
     artifacts = (folder / "artifacts").as_uri()
     MlflowClient(tracking_uri=f"sqlite:///{unfinished}").create_experiment(EXPERIMENT, artifact_location=artifacts)
     os.replace(unfinished, folder / "mlflow.db")
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits for, and holds, an exclusive lock on a file; the system lets go of it however the holder ends."""
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.atomic import write_atomically
 from tasks.chatting.unmasking import Answer
 from tasks.reporting.templates import template
 
@@ -27,6 +28,4 @@ def check_target(path: Path) -> None:
 
 def write_trace(path: Path, turns: list[Turn]) -> None:
     """The page of all turns so far, whole or not at all."""
-    unfinished = path.with_name(path.name + ".writing")
-    unfinished.write_text(template("trace.html").render(turns=turns), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_atomically(path, template("trace.html").render(turns=turns))

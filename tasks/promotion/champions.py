@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.apps.registered import checkpoint_of_version
-from model.training.tracking import locked
+from model.atomic import locked
 from tasks.promotion import decisions
 
 CHAMPION, CHALLENGER, DRAFT_ALIAS = "champion", "challenger", "draft"

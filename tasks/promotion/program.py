@@ -1,13 +1,12 @@
 """How a program about champions starts and ends: arguments, one message for what a person can mend, its entries as a file."""
 
 import argparse
-import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from model.atomic import write_json
 from tasks.environment import quiet
 from tasks.parameters import explain_section
 from tasks.promotion.settings import SECTION
@@ -40,11 +39,3 @@ def run_program(
             write_json(arguments.json, found)
 
     return exit_code_of(run, name)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """The file appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)

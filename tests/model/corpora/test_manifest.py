@@ -2,7 +2,8 @@
 
 import os
 
-from model.corpora.manifest import HashCache, is_intact, read_manifest, sha256_of, write_atomically, write_manifest
+from model.atomic import write_atomically
+from model.corpora.manifest import HashCache, is_intact, read_manifest, sha256_of, write_manifest
 
 
 def entry(kind, name):
