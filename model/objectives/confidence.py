@@ -6,18 +6,14 @@ the entropy does; an empty R costs 0 and stays in the graph.
 
 from dataclasses import dataclass
 
-import torch
-
 from model.objectives.head_reading import read_head
-from model.objectives.objective import Head, Objective, Terms, View, diffusion_terms
-from model.text.batch import Batch
+from model.objectives.objective import Head, Terms, View, Wrapped, diffusion_terms
 
 
 @dataclass(frozen=True)
-class Confidence:
+class Confidence(Wrapped):
     """Wraps any diffusion objective; `strength` is the paper's lambda, `temperature` its T."""
 
-    base: Objective
     strength: float = 2.0
     temperature: float = 0.5
 
@@ -31,10 +27,6 @@ class Confidence:
     def weights(self) -> dict[str, float]:
         """The base's terms and the entropy term."""
         return {**self.base.weights, "entropy": self.strength}
-
-    def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
-        """What the base reads."""
-        return self.base.corrupt(batch, rng)
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """The base's terms, and the entropy summed over right first guesses; one pass through the head for both."""

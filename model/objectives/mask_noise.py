@@ -8,22 +8,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from model.objectives.objective import Head, Objective, Terms, View
+from model.objectives.objective import View, Wrapped
 from model.text.batch import Batch
 
 
 @dataclass(frozen=True)
-class NoisyMasks:
+class NoisyMasks(Wrapped):
     """Wraps any diffusion objective; `scale` is the noise's standard deviation, `hidden_size` the embedding's width."""
 
-    base: Objective
     scale: float
     hidden_size: int
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The base's."""
-        return self.base.weights
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
         """The base's view with noise at hidden positions and nowhere else."""
@@ -31,11 +25,3 @@ class NoisyMasks:
         size = (*view.tokens.shape, self.hidden_size)
         noise = self.scale * torch.randn(size, generator=rng, device=rng.device).to(view.tokens.device)
         return replace(view, embedding_noise=noise * view.graded[..., None])
-
-    def score(self, hidden, head: Head, view: View) -> Terms:
-        """The base's terms."""
-        return self.base.score(hidden, head, view)
-
-    def counts(self, view: View) -> dict[str, torch.Tensor] | None:
-        """The base's counts."""
-        return self.base.counts(view)

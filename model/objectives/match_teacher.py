@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.network.transformer import Transformer
-from model.objectives.objective import Drawing, Head, Objective, Terms, View
+from model.objectives.objective import Drawing, Head, Terms, View, Wrapped
 from model.objectives.stored_answers import StoredAnswers
 from model.text.batch import Batch
 
@@ -28,10 +28,9 @@ class Sides(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Matching:
+class Matching(Wrapped):
     """What both teachers share; the base hides tokens."""
 
-    base: Objective
     teacher: Transformer | StoredAnswers
     teacher_share: float = 0.7
     direction: str = "forward"
@@ -48,10 +47,6 @@ class Matching:
     def weights(self) -> dict[str, float]:
         """teacher_share x divergence + the rest x cross-entropy; agreement of first guesses is only measured."""
         return {"teacher": self.teacher_share, "truth": 1.0 - self.teacher_share, "agreement": 0.0}
-
-    def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
-        """What the base reads."""
-        return self.base.corrupt(batch, rng)
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """Divergence and cross-entropy summed over hidden positions, unweighted (as published: a plain mean)."""

@@ -59,6 +59,30 @@ class Objective(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Wrapped:
+    """Passes everything on to `base`: a method that changes one part of another inherits the rest from here."""
+
+    base: Objective
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The base's."""
+        return self.base.weights
+
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
+        """What the base reads."""
+        return self.base.corrupt(batch, rng)
+
+    def score(self, hidden: Float[Tensor, "graded hidden"], head: Head, view: View) -> Terms:
+        """The base's terms."""
+        return self.base.score(hidden, head, view)
+
+    def counts(self, view: View) -> dict[str, Tensor] | None:
+        """The base's counts."""
+        return self.base.counts(view)
+
+
 class Drawing(Objective, Protocol):
     """An objective whose `corrupt` is `view` of what `draw` hides, so that others may draw for it or change what it reads."""
 

@@ -9,12 +9,11 @@ from torch.nn import functional
 
 from model.network.documents import FlatDocuments
 from model.objectives.head_reading import read_head
-from model.objectives.objective import Head, Objective, Terms, View
-from model.text.batch import Batch
+from model.objectives.objective import Head, Terms, View, Wrapped
 
 
 @dataclass(frozen=True)
-class Penalties:
+class Penalties(Wrapped):
     """Wraps any objective whose views are flat rows of documents.
 
     repeat: unlikelihood, the mean of -log(1 - p(true token)) over hidden positions that repeat the token before them in their
@@ -22,7 +21,6 @@ class Penalties:
     z: the mean of (log of the softmax's normaliser)^2 over hidden positions (PaLM), which keeps logits from drifting.
     """
 
-    base: Objective
     repeat: float = 0.0
     z: float = 0.0
     ignored: tuple[int, ...] = ()
@@ -31,10 +29,6 @@ class Penalties:
     def weights(self) -> dict[str, float]:
         """The base's and the two penalties'."""
         return {**self.base.weights, "repeat": self.repeat, "z": self.z}
-
-    def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
-        """What the base reads."""
-        return self.base.corrupt(batch, rng)
 
     def score(self, hidden, head: Head, view: View) -> Terms:
         """The base's terms and the penalties."""

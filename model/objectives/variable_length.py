@@ -4,33 +4,19 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from model.objectives.objective import Head, Objective, Terms, View
+from model.objectives.objective import View, Wrapped
 from model.text.batch import Batch
 
 
 @dataclass(frozen=True)
-class VariableLength:
+class VariableLength(Wrapped):
     """Wraps any objective; each document keeps only its first U{1..n} tokens with this `probability`."""
 
-    base: Objective
     probability: float
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The base's."""
-        return self.base.weights
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
         """What the base makes of the documents as they were cut."""
         return self.base.corrupt(cut(batch, self.probability, rng), rng)
-
-    def score(self, hidden, head: Head, view: View) -> Terms:
-        """The base's terms."""
-        return self.base.score(hidden, head, view)
-
-    def counts(self, view: View) -> dict[str, torch.Tensor] | None:
-        """The base's counts."""
-        return self.base.counts(view)
 
 
 def cut(batch: Batch, probability: float, rng: torch.Generator) -> Batch:

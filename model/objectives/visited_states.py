@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.objectives.block_diffusion import BlockDiffusion
-from model.objectives.objective import Head, Terms, View
+from model.objectives.objective import View, Wrapped
 from model.text.batch import Batch
 
 NEVER = 65535  # what fills the last block: still hidden when the answer was complete
 
 
 @dataclass(frozen=True, eq=False)
-class VisitedStates:
+class VisitedStates(Wrapped):
     """Block diffusion on rows whose tokens were revealed at known forwards; every block is in a state of its own.
 
     `revealed_at`: [rows, row_tokens] uint16 by the row's number (`Batch.samples`); what is not graded is not looked at.
@@ -28,25 +28,12 @@ class VisitedStates:
     base: BlockDiffusion
     revealed_at: np.ndarray
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """The base's."""
-        return self.base.weights
-
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
         """The base's view of states drawn block by block."""
         assert batch.samples is not None, "rows that know their number come from a RowLoader"
         rows = np.asarray(self.revealed_at[batch.samples[:, 0].numpy(), : batch.tokens.shape[1]], np.int64)
         times = torch.from_numpy(rows).to(batch.tokens.device)
         return self.base.view(batch, *draw_states(times, batch.graded, self.base.block_tokens, rng))
-
-    def score(self, hidden, head: Head, view: View) -> Terms:
-        """The base's terms."""
-        return self.base.score(hidden, head, view)
-
-    def counts(self, view: View) -> dict[str, Tensor]:
-        """The base's counts."""
-        return self.base.counts(view)
 
 
 def draw_states(

@@ -6,20 +6,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from model.objectives.objective import Drawing, Head, Terms, View
+from model.objectives.objective import Drawing, View, Wrapped
 from model.text.batch import Batch
 
 
 @dataclass(frozen=True)
-class WithinRow:
+class WithinRow(Wrapped):
     """Hides the same tokens with the same weights as the base, but the network reads the row as one document."""
 
     base: Drawing
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The base's."""
-        return self.base.weights
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> View:
         """The view of the joined row."""
@@ -34,14 +29,6 @@ class WithinRow:
     def view(self, batch: Batch, hidden: Bool[Tensor, "batch length"], weights: Float[Tensor, "batch length"]) -> View:
         """The base's view of the joined row."""
         return self.base.view(joined(batch), hidden, weights)
-
-    def score(self, hidden, head: Head, view: View) -> Terms:
-        """The base's terms."""
-        return self.base.score(hidden, head, view)
-
-    def counts(self, view: View) -> dict[str, torch.Tensor] | None:
-        """The base's counts."""
-        return self.base.counts(view)
 
 
 def joined(batch: Batch) -> Batch:
