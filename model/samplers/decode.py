@@ -10,10 +10,8 @@ from model.samplers.guesses import Guesser
 from model.samplers.policies import FixedSteps, LeftToRight, Policy
 from model.samplers.sampling import GREEDY, Sampling
 
-COUNTED: dict[str, tuple[str, ...]] = {
-    "one_token": (),
-    "tokens_per_step": ("tokens",),
-}  # fixed steps counted the other way round, and their options
+# Fixed steps counted the other way round, and their options.
+COUNTED: dict[str, tuple[str, ...]] = {"one_token": (), "tokens_per_step": ("tokens",)}
 
 
 def make_policy(description: dict[str, Any], block_tokens: int) -> Policy:
