@@ -138,20 +138,23 @@ def trade_off(inputs: Inputs) -> dict[str, Any]:
 def cap_verdict(inputs: Inputs, equal: dict[str, EqualQuality | None]) -> dict[str, Any]:
     """Parallelism of CAP at equal quality against SFT and both controls, each with an interval, and whether quality was held.
 
-    A comparison is `resolved` when its 95 % interval lies on one side of 1 (ratios) or of -MARGIN (score).
+    A comparison is `resolved` when its 95 % interval lies on one side of 1 (ratios) or of -MARGIN (score). A rival without a
+    point of equal quality has no ratio; `unreached` says what it reached instead.
     """
     ours = equal[TUNED]
     verdict: dict[str, Any] = {"margin": MARGIN, "chosen": ours.chosen if ours else None, "ratios": {}, "score": None}
+    verdict["unreached"] = {}
     if not ours:
         return verdict | {"claim": "not resolved"}
     for rival in (REFERENCE, "tune_cap_control", "finetune_diffusion_scaled"):
         theirs = equal[rival]
         if theirs:
             verdict["ratios"][rival] = forwards_ratio(inputs, (TUNED, ours.chosen), (rival, theirs.chosen))
+        else:
+            verdict["unreached"][rival] = unreached(inputs, rival, ours.chosen)
     verdict["score"] = quality_held(inputs, ours.chosen)
-    words = [one["verdict"] for one in verdict["ratios"].values()]
-    complete = len(words) == 3
-    if complete and all(word == "more parallel" for word in words) and verdict["score"]["verdict"] == "held":
+    words = [one["verdict"] for kind in ("ratios", "unreached") for one in verdict[kind].values()]
+    if all(word == "more parallel" for word in words) and verdict["score"]["verdict"] == "held":
         claim = "holds"
     elif "less parallel" in words or verdict["score"]["verdict"] == "lost":
         claim = "does not hold"
@@ -180,6 +183,27 @@ def forwards_ratio(inputs: Inputs, first: tuple[str, str], second: tuple[str, st
         method = "from the two models' own intervals"
     verdict = "more parallel" if interval["low"] > 1 else "less parallel" if interval["high"] < 1 else "not resolved"
     return {**interval, "first": first[1], "second": second[1], "method": method, "verdict": verdict}
+
+
+def unreached(inputs: Inputs, rival: str, chosen: str) -> dict[str, Any]:
+    """What a rival that is nowhere as good as SFT minus MARGIN reaches, on validation questions: its `best` score, the best among
+    the points as parallel as CAP at `chosen` (`as_parallel`, None without one), and whether CAP is above it.
+
+    It is where each of those points, taken at the upper end of its 95 % interval, scores less than SFT's lower end minus MARGIN;
+    a point counts as parallel unless its interval of tokens per forward lies below CAP's.
+    """
+    sweep = inputs.evaluations[rival]["sweep"]["validation"]
+    figures = [point_figures(one, name) | {"score": one["written_score"]} for name, one in sweep.items()]
+    reference = inputs.evaluations[REFERENCE]["sweep"]["validation"][main_point(inputs, REFERENCE)]["written_score"]
+    least = inputs.evaluations[TUNED]["sweep"]["validation"][chosen]["tokens_per_forward"]["low"]
+    parallel = [one for one in figures if one["tokens_per_forward"]["high"] >= least]
+    is_below = all(one["score"]["high"] < reference["low"] - MARGIN for one in parallel)
+    return {
+        "required": reference["value"] - MARGIN,
+        "best": max(figures, key=lambda one: one["score"]["value"]),
+        "as_parallel": max(parallel, key=lambda one: one["score"]["value"], default=None),
+        "verdict": "more parallel" if is_below else "not resolved",
+    }
 
 
 def quality_held(inputs: Inputs, chosen: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tasks.reporting.inputs import REFERENCE, TITLES
+from tasks.reporting.inputs import TITLES
 
 NONE = "–"
 
@@ -45,14 +45,29 @@ def cap_sentences(cap: dict[str, Any]) -> list[str]:
             f"Tokens per forward, CAP ({point_name(one['first'])}) / {TITLES[rival]} ({point_name(one['second'])}): "
             f"{interval(one, 2)}, {one['verdict']} ({one['method']})."
         )
-    for rival in sorted({REFERENCE, "tune_cap_control", "finetune_diffusion_scaled"} - set(cap["ratios"])):
-        sentences.append(f"{TITLES[rival]} has no operating point of equal quality to compare with.")
+    sentences += [unreached_sentence(rival, one) for rival, one in cap["unreached"].items()]
     score = cap["score"]
     sentences.append(
         f"Score there minus SFT's at one token per forward, on test questions: {interval(score)} points; at most "
         f"{cap['margin']:g} lost: {score['verdict']} ({score['method']})."
     )
     return sentences
+
+
+def unreached_sentence(rival: str, one: dict[str, Any]) -> str:
+    """What a rival without a point of equal quality reached, and what follows from it."""
+
+    def reached(point: dict[str, Any]) -> str:
+        parallelism = point["tokens_per_forward"]["value"]
+        return f"{interval(point['score'])} at {parallelism:.2f} tokens per forward ({point_name(point['point'])})"
+
+    best, parallel = one["best"], one["as_parallel"]
+    also = f", among points as parallel as CAP {reached(parallel)}" if parallel and parallel != best else ""
+    claim = "CAP is above it" if one["verdict"] == "more parallel" else "whether CAP is above it is not resolved"
+    return (
+        f"{TITLES[rival]} reaches the required {one['required']:.1f} points at none of its operating points: at best "
+        f"{reached(best)}{also}, on validation questions; {claim}."
+    )
 
 
 def goal_cells(one: dict[str, Any]) -> list[str]:

@@ -175,6 +175,32 @@ def test_cap_holds_only_when_it_beats_both_controls(root: Path) -> None:
     assert verdict["claim"] == "not resolved"
 
 
+@pytest.mark.parametrize(("sure", "verdict"), [(True, "more parallel"), (False, "not resolved")])
+def test_a_control_that_is_good_enough_nowhere_lies_below_cap_where_its_intervals_do(
+    root: Path, sure: bool, verdict: str
+) -> None:
+    required = json.loads((root / "data/metrics/evaluate/finetune_diffusion.json").read_text())
+    required = required["sweep"]["validation"][required["main_point"]]["written_score"]
+
+    def spoil(value: dict) -> None:  # one token per forward is a matter of chance, but cannot be as parallel as CAP
+        for name, summary in value["sweep"]["validation"].items():
+            is_good = name == value["main_point"] or (name == "threshold=0.50" and not sure)
+            score = required["value"] - (2 if name == value["main_point"] else 3) if is_good else 20.0
+            high = required["high"] if is_good else required["low"] - 1.1
+            summary["written_score"] = {"value": score, "low": 10.0, "high": high}
+
+    change(root, "evaluate/finetune_diffusion_scaled.json", spoil)
+    files = run(root)
+    cap = json.loads(files["report.json"])["cap"]
+    one = cap["unreached"]["finetune_diffusion_scaled"]
+    assert one["verdict"] == verdict and set(cap["ratios"]) == {"finetune_diffusion", "tune_cap_control"}
+    assert one["best"]["point"] == "tokens_per_step=1" and one["best"]["score"]["value"] == required["value"] - 2
+    assert cap["claim"] == ("holds" if sure else "not resolved")
+    told = f"control: scaled reaches the required {required['value'] - 1:.1f} points at none of its operating points"
+    end = "; CAP is above it." if sure else "; whether CAP is above it is not resolved."
+    assert told in files["table.txt"] and end in files["table.txt"] and told in files["report.html"]
+
+
 def test_equal_quality_counts_written_answers_alone_and_not_near_zero(root: Path) -> None:
     def with_choices(value: dict) -> None:  # benchmarks decided by likelihood lift the score of every point alike
         for summary in (s for split in value["sweep"].values() for s in split.values()):
