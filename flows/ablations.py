@@ -1,9 +1,11 @@
-"""Runs the ablations of flows/ablations.yaml: python -m flows.ablations [--question cap ...] [--arms FILE] [--max-parallel 1].
+"""Runs the ablations of flows/ablations.yaml: python -m flows.ablations [--base .] [--question cap ...] [--arms FILE].
 
 A job is one arm with one seed: the preset with the arm's changes in a folder of its own, .work/ablations/<question>/<arm>/<seed>,
-where the ordinary stage programs run on data and models that `base` made once. A finished job leaves result.json with the key of
-all it depended on; a job that was killed goes on inside its stage, and one whose key has changed begins again. At the end
-docs/ablations.md, its plots and the MLflow experiment `ablations` are brought up to date (tasks.ablations does only that).
+where the ordinary stage programs run on data and models that `base` made once, or that a finished pipeline left in the checkout
+that --base names. Those were trained as long as their own preset says, so that a short arm can tell something. A finished job
+leaves result.json with the key of all it depended on; a job that was killed goes on inside its stage, and one whose key has
+changed begins again. At the end docs/ablations.md, its plots and the MLflow experiment `ablations` are brought up to date
+(tasks.ablations does only that).
 """
 
 import argparse
@@ -29,6 +31,8 @@ from tasks.ablation_plan import ARMS, FOLDER, read_plan, slug
 from tasks.parameters import load_params
 
 SHARED = ("model", "tasks", "dvc.yaml")  # linked into every job's folder: the code is part of its key
+USED = ("raw", "tokens", "models")  # what jobs read of a given base's data
+ALIKE = ("network", "tokenize")  # sections in which a given base and the preset must agree: arms may train from scratch
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Job:
     stages: tuple[str, ...]
     params: dict[str, Any]
     key: str
+    started_from: str = ""  # which pipeline's models, where a base was given
 
     @property
     def name(self) -> str:
@@ -46,10 +51,16 @@ class Job:
         return self.folder
 
 
-def jobs(root: Path, plan: dict[str, Any], only: Sequence[str] = ()) -> tuple[Job, list[Job]]:
-    """The job that makes what all share, and the others: question by question, seed by seed, so that early stops are even."""
+def jobs(
+    root: Path, plan: dict[str, Any], only: Sequence[str] = (), given: Path | None = None
+) -> tuple[Job | None, list[Job]]:
+    """The job that makes what all share, and the others: question by question, seed by seed, so that early stops are even.
+
+    With `given`, a checkout with a finished pipeline, there is nothing to make (None).
+    """
     preset = load_params(root / f"presets/{plan['preset']}.yaml")
-    base = _job(root, "base", plan["base"], preset, "")
+    base = None if given else _job(root, "base", plan["base"], preset, "")
+    key, started_from = describe(given, preset) if given else (base.key, "")
     if unknown := sorted(set(only) - set(plan["questions"])):
         raise ValueError(f"there is no question '{unknown[0]}'; there are {', '.join(plan['questions'])}")
     found = []
@@ -60,13 +71,33 @@ def jobs(root: Path, plan: dict[str, Any], only: Sequence[str] = ()) -> tuple[Jo
                 params = {**preset, "seed": seed}
                 for section, values in (*question.get("common", {}).items(), *changes.items()):
                     params[section] = {**params[section], **values}
-                found.append(_job(root, f"{name}/{slug(arm)}/{seed}", question["stages"], params, base.key))
+                found.append(_job(root, f"{name}/{slug(arm)}/{seed}", question["stages"], params, key, started_from))
     return base, found
 
 
-def _job(root: Path, folder: str, stages: list[str], params: dict[str, Any], base: str) -> Job:
+def _job(root: Path, folder: str, stages: list[str], params: dict[str, Any], base: str, started_from: str = "") -> Job:
     facts = json.dumps([stages, params, base, _code(root)], sort_keys=True)
-    return Job(folder, tuple(stages), params, hashlib.sha256(facts.encode()).hexdigest()[:16])
+    return Job(folder, tuple(stages), params, hashlib.sha256(facts.encode()).hexdigest()[:16], started_from)
+
+
+def describe(given: Path, preset: dict[str, Any]) -> tuple[str, str]:
+    """(hash of what jobs read of a finished pipeline, what a person calls it); ValueError where it cannot be a base."""
+    if absent := [name for name in USED if not (given / "data" / name).is_dir()]:
+        raise ValueError(f"--base {given} has no data/{absent[0]}: name a checkout in which `make run` has ended")
+    params = load_params(given / "params.yaml")
+    for name in ALIKE:
+        if params.get(name) != preset[name]:
+            raise ValueError(
+                f"--base {given} was made with {name} {params.get(name)}, the preset of the ablations has {preset[name]}: arms "
+                "that train from scratch would not be like it. Make one like the other"
+            )
+    digest = hashlib.sha256()
+    for path in sorted(path for name in USED for path in (given / "data" / name).rglob("*") if path.is_file()):
+        digest.update(path.relative_to(given).as_posix().encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    key = digest.hexdigest()[:16]
+    return key, f"preset {params['preset']}, seed {params['seed']}, data and models {key}"
 
 
 def _code(root: Path) -> str:
@@ -102,6 +133,18 @@ def prepare_folder(root: Path, job: Job) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(job.params, sort_keys=False), encoding="utf-8")
     mark.write_text(job.key)
     return folder
+
+
+def use_base(root: Path, given: Path | None) -> None:
+    """Makes .work/ablations/base the given checkout, or frees the place for the flow's own."""
+    place = root / FOLDER / "base"
+    if place.is_symlink():
+        place.unlink()
+    if given:
+        if place.is_dir():
+            shutil.rmtree(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(given.resolve())
 
 
 def _link(place: Path, target: Path) -> None:
@@ -147,13 +190,14 @@ def run_job(root: Path, job: Job, running: Running, on_line: Callable[[str], Non
         if outcome.status == "failed":
             return outcome
         done.touch()
-    write_json(folder / "result.json", {"key": job.key, "seconds": round(seconds, 1)})
+    result = {"key": job.key, "seconds": round(seconds, 1), "started_from": job.started_from}
+    write_json(folder / "result.json", result)
     return Outcome("ran", seconds)
 
 
-def waiting(root: Path, base: Job, others: list[Job]) -> Iterator[Job]:
+def waiting(root: Path, base: Job | None, others: list[Job]) -> Iterator[Job]:
     """What is still to be done, in order; everything when the base has to be made anew."""
-    if not is_done(root, base):
+    if base and not is_done(root, base):
         yield base
     yield from (job for job in others if not is_done(root, job))
 
@@ -171,6 +215,9 @@ def main() -> int:
         prog="python -m flows.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--question", nargs="+", default=(), help="only these, in this order")
+    parser.add_argument(
+        "--base", type=Path, help="a checkout whose finished pipeline the arms start from (`.`: this one)"
+    )
     parser.add_argument("--arms", type=Path, default=Path(ARMS), help=f"the plan (default {ARMS})")
     parser.add_argument("--max-parallel", type=int, default=1, help="jobs that may run side by side (default 1)")
     parser.add_argument("--list", action="store_true", help="print what is still to be done and stop")
@@ -179,14 +226,15 @@ def main() -> int:
     def work(root: Path) -> int:
         check_parallel(options.max_parallel)
         plan = read_plan(root, options.arms)
-        base, others = jobs(root, plan, options.question)
+        base, others = jobs(root, plan, options.question, options.base)
         todo = list(waiting(root, base, others))
-        print(f"ablations: {len(todo)} of {1 + len(others)} jobs to do", flush=True)
+        print(f"ablations: {len(todo)} of {bool(base) + len(others)} jobs to do", flush=True)
         if options.list:
             print("\n".join(job.name for job in todo))
             return 0
         with alone(root):
             prepare(root)
+            use_base(root, options.base)
             failed = _run(root, todo, options.max_parallel) if todo else 0
             return max(int(failed > 0), report(root, options.arms))
 

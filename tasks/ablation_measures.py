@@ -10,6 +10,7 @@ from typing import Any
 from model.benchmarks.records import correctness
 from model.benchmarks.scoring import Interval, paired_difference
 
+Answers = dict[str, list[float]]  # benchmark -> right or wrong per test question
 # Student's t at 97.5 %, by seeds.
 STUDENT = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), start=2))
 
@@ -25,6 +26,11 @@ def measured(place: list[str] | dict[str, str], folders: dict[int, Path], contro
         for seed, folder in folders.items()
         if seed in ends
     }
+
+
+def place_of(place: list[str] | dict[str, str], instance: str) -> list[str] | dict[str, str]:
+    """The place for one model: `{instance}` is its name."""
+    return [key.replace("{instance}", instance) for key in place] if isinstance(place, list) else place
 
 
 def curve_of(file: Path, series: str) -> list[tuple[float, float]]:
@@ -66,25 +72,24 @@ def by_seed(values: dict[int, float], reference: dict[int, float]) -> Interval |
     return Interval(mean, mean - spread, mean + spread)
 
 
-def scores(question: dict[str, Any], done: dict[str, Any], control: dict[int, Path]) -> dict[str, dict]:
-    """Score at the question's operating point, and its paired difference to the control, item by item and seed by seed."""
-    found = {}
-    for arm, folders in done.items():
-        right = {seed: right_at(folder, *question["items"]) for seed, folder in folders.items()}
-        shared = sorted(set(folders) & set(control))
-        difference = None
-        if arm != question["control"] and len(shared) > 1:
-            theirs = {seed: right_at(control[seed], *question["items"]) for seed in shared}
-            difference = paired_difference(stacked(right, shared), stacked(theirs, shared))
-        values = {
-            seed: 100 * statistics.fmean(statistics.fmean(items) for items in one.values())
-            for seed, one in right.items()
-        }
-        found[arm] = {"values": values, "mean": statistics.fmean(values.values()), "difference": difference}
-    return found
+def score(right: dict[int, Answers], control: dict[int, Answers] | None) -> dict[str, Any]:
+    """Scores by seed, their mean, and the difference to the control (None: there is none), item by item and seed by seed.
+
+    Where one side was asked fewer questions of a benchmark, both count their first ones alone.
+    """
+    shared = sorted(set(right) & set(control or {}))
+    difference = None
+    if control and len(shared) > 1:
+        ours, theirs = stacked(right, shared), stacked(control, shared)
+        asked = {name: min(len(ours[name][0]), len(theirs[name][0])) for name in ours}
+        difference = paired_difference(*({n: [s[: asked[n]] for s in one[n]] for n in asked} for one in (ours, theirs)))
+    values = {
+        seed: 100 * statistics.fmean(statistics.fmean(items) for items in one.values()) for seed, one in right.items()
+    }
+    return {"values": values, "mean": statistics.fmean(values.values()), "difference": difference}
 
 
-def right_at(folder: Path, instance: str, point: str) -> dict[str, list[float]]:
+def right_at(folder: Path, instance: str, point: str) -> Answers:
     """Benchmark -> right or wrong per test question at one operating point."""
     lines = (folder / f"data/samples/{instance}.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if record["point"] == point]
@@ -93,6 +98,6 @@ def right_at(folder: Path, instance: str, point: str) -> dict[str, list[float]]:
     return correctness(records)
 
 
-def stacked(right: dict[int, dict[str, list[float]]], seeds: list[int]) -> dict[str, list[list[float]]]:
+def stacked(right: dict[int, Answers], seeds: list[int]) -> dict[str, list[list[float]]]:
     """Benchmark -> [seeds, items]."""
     return {name: [right[seed][name] for seed in seeds] for name in right[seeds[0]]}

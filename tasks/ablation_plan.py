@@ -26,6 +26,8 @@ def read_plan(root: Path, file: Path) -> dict[str, Any]:
     for name, question in plan["questions"].items():
         if missing := {"asks", "stages", "measures", "control", "arms"} - set(question):
             raise ValueError(f"{file}: question {name} has no {', '.join(sorted(missing))}")
+        if ({"items", "references"} & set(question)) and "instance" not in question:
+            raise ValueError(f"{file}: question {name} compares answers and does not say whose: instance is missing")
         if question["control"] not in question["arms"]:
             raise ValueError(f"{file}: the control of {name}, '{question['control']}', is none of its arms")
         for arm, changes in [("common", question.get("common", {})), *question["arms"].items()]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from model.atomic import write_atomically
 from model.training.tracking import open_store
-from tasks.ablation_measures import by_seed, measured, scores
-from tasks.ablation_plan import ARMS, finished, read_plan
+from tasks.ablation_measures import by_seed, measured, place_of, right_at, score
+from tasks.ablation_plan import ARMS, FOLDER, finished, read_plan
 from tasks.environment import quiet
 
 EXPERIMENT = "ablations"
@@ -47,24 +47,41 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def answer(root: Path, plan: dict[str, Any], name: str) -> tuple[dict[str, list[int]], dict[str, dict[str, dict]]]:
-    """(arm -> seeds that are finished, measure -> arm -> figures) of one question, over the seeds that arm and control share."""
+    """(arm -> seeds that are finished, measure -> arm -> figures) of one question, over the seeds that arm and control share.
+
+    `references`, models that the base has evaluated, stand among the measures' arms: the same figures for every seed.
+    """
     question = plan["questions"][name]
     done = {arm: finished(root, name, arm, plan["seeds"]) for arm in question["arms"]}
     done = {arm: folders for arm, folders in done.items() if folders}
-    control = done.get(question["control"], {})
+    control, base = done.get(question["control"], {}), root / FOLDER / "base"
+    rows = [(arm, folders, question.get("instance", "")) for arm, folders in done.items()]
+    for title, instance in question.get("references", {}).items():
+        if control and (base / f"data/metrics/evaluate/{instance}.json").is_file():
+            rows.append((title, dict.fromkeys(control, base), instance))
     measures: dict[str, dict[str, dict]] = {}
-    for measure, place in question["measures"].items():
-        for arm, folders in done.items():
-            values, reference = measured(place, folders, control), measured(place, control, control)
+    for arm, folders, instance in rows:
+        is_control = arm == question["control"]
+        for measure, place in question["measures"].items():
+            if arm not in done and not (base / "data/metrics" / place_of(place, instance)[0]).is_file():
+                continue  # of a model that was not trained: there are no figures of its training
+            values, reference = (
+                measured(place_of(place, one), these, control)
+                for these, one in ((folders, instance), (control, question.get("instance", "")))
+            )
             if not values:  # compared with a control that has not run
                 continue
             measures.setdefault(measure, {})[arm] = {
                 "values": values,
                 "mean": statistics.fmean(values.values()),
-                "difference": None if arm == question["control"] else by_seed(values, reference),
+                "difference": None if is_control else by_seed(values, reference),
             }
-    if "items" in question and done:
-        measures["score"] = scores(question, done, control)
+        for measure, point in question.get("items", {}).items():
+            right, reference = (
+                {seed: right_at(folder, one, point) for seed, folder in these.items()}
+                for these, one in ((folders, instance), (control, question["instance"]))
+            )
+            measures.setdefault(measure, {})[arm] = score(right, None if is_control else reference)
     return {arm: sorted(folders) for arm, folders in done.items()}, measures
 
 
@@ -85,17 +102,23 @@ def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
             continue
         lines += [f"![{name}](ablations/{name}.svg)", "", "| arm | seeds | " + " | ".join(measures) + " |"]
         lines += ["|---" * (2 + len(measures)) + "|"]
-        for arm, seeds in done.items():
+        for arm in dict.fromkeys([*done, *(arm for arms in measures.values() for arm in arms)]):
             title = f"{arm} (control)" if arm == question["control"] else arm
             cells = [cell(arms[arm]) if arm in arms else "" for arms in measures.values()]
-            lines += [f"| {title} | {len(seeds)} | " + " | ".join(cells) + " |"]
-        seconds = [
-            json.loads((folder / "result.json").read_text())["seconds"]
-            for arm in done
-            for folder in finished(root, name, arm, plan["seeds"]).values()
-        ]
-        lines += ["", f"An arm took {statistics.median(seconds):.0f} s (median), {max(seconds):.0f} s at most."]
+            lines += [f"| {title} | {len(done[arm]) if arm in done else '–'} | " + " | ".join(cells) + " |"]
+        lines += ["", question["found"].strip()] if "found" in question else []
+        lines += ["", costs(root, plan, name, done)]
     return "\n".join(lines) + "\n"
+
+
+def costs(root: Path, plan: dict[str, Any], name: str, done: dict[str, list[int]]) -> str:
+    """How long arms took, and from whose models they started."""
+    folders = [folder for arm in done for folder in finished(root, name, arm, plan["seeds"]).values()]
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    seconds = [one["seconds"] for one in results]
+    started_from = {one.get("started_from") or f"preset {plan['preset']}" for one in results}
+    took = f"An arm took {statistics.median(seconds):.0f} s (median), {max(seconds):.0f} s at most."
+    return f"Started from the models of {' and '.join(sorted(started_from))}. {took}"
 
 
 def cell(figures: dict[str, Any]) -> str:
@@ -117,7 +140,8 @@ def draw(path: Path, question: dict[str, Any], measures: dict[str, dict[str, dic
     matplotlib.rcParams["svg.hashsalt"] = "ablations"
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(measures), 0.5 * len(question["arms"]) + 1.4), layout="constrained")
+    rows = max(map(len, measures.values()))
+    figure = Figure(figsize=(4.2 * len(measures), 0.5 * rows + 1.4), layout="constrained")
     for axes, (measure, arms) in zip(
         figure.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True
     ):

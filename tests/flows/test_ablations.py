@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.ablations import jobs
-from tasks.ablation_measures import measured, steps_until
-from tasks.ablation_plan import read_plan
+from flows.ablations import describe, jobs, prepare_folder, use_base, waiting
+from tasks.ablation_measures import measured, score, steps_until
+from tasks.ablation_plan import read_plan, slug
+from tasks.ablations import answer, page
 from tests.conftest import ROOT, Checkout
 
 STAND_IN = """
@@ -66,6 +67,7 @@ def mini(checkout: Checkout) -> Checkout:
         ({**plan_of(), "seeds": [0, 1]}, "fewer than three"),
         (plan_of(control="none"), "control of size, 'none', is none of its arms"),
         (plan_of(arms={"more": {"tunes": {}}}), "changes tunes, which the preset does not have"),
+        (plan_of(items={"score": "threshold=0.90"}), "compares answers and does not say whose: instance is missing"),
         ({"preset": "mini"}, "seeds is missing"),
     ],
 )
@@ -110,6 +112,82 @@ def test_steps_are_counted_until_the_curve_is_where_the_controls_ended(tmp_path:
     steps = [measured(place, {0: tmp_path / arm}, {0: tmp_path / "slow"})[0] for arm in ("slow", "fast", "never")]
     assert steps == [30, 15, float("inf")]
     assert measured(place, {0: tmp_path / "fast"}, {}) == {}
+
+
+MINI = {"preset": "mini", "seed": 0, "tune": {}, "first": {}, "network": {"hidden_size": 8}, "tokenize": {}}
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """What a finished pipeline leaves, beside a checkout `root` with the preset `mini`."""
+    (tmp_path / "root/presets").mkdir(parents=True)
+    (tmp_path / "root/presets/mini.yaml").write_text(yaml.safe_dump(MINI))
+    made = tmp_path / "pipeline"
+    for name in ("raw/benchmarks/one", "tokens/one", "models/first/weights", "models/tune/weights"):
+        (made / "data" / name).parent.mkdir(parents=True)
+        (made / "data" / name).write_text(name)
+    (made / "params.yaml").write_text(yaml.safe_dump(MINI | {"preset": "large"}))
+    return made
+
+
+def test_arms_start_from_the_models_of_a_finished_pipeline_and_begin_again_when_they_change(pipeline: Path):
+    root = pipeline.parent / "root"
+    base, others = jobs(root, plan_of(), given=pipeline)
+    assert base is None and len(list(waiting(root, base, others))) == 6
+    use_base(root, pipeline)
+    folder = prepare_folder(root, others[0])
+    assert (folder / "data/models/first/weights").resolve() == pipeline / "data/models/first/weights"
+    assert not (folder / "data/models/tune").exists(), "what the job makes itself"
+    assert others[0].started_from.startswith("preset large, seed 0, ")
+    (pipeline / "data/models/first/weights").write_text("others")
+    assert not {job.key for job in others} & {job.key for job in jobs(root, plan_of(), given=pipeline)[1]}
+    use_base(root, None)
+    assert pipeline.is_dir() and not (root / ".work/ablations/base").exists()
+
+
+def test_a_base_that_has_not_run_or_is_of_another_shape_is_refused(pipeline: Path):
+    with pytest.raises(ValueError, match=r"has no data/raw: name a checkout in which `make run` has ended"):
+        describe(pipeline.parent, MINI)
+    with pytest.raises(
+        ValueError, match=r"was made with network \{'hidden_size': 8\}, the preset .* has \{'hidden_size': 9\}"
+    ):
+        describe(pipeline, MINI | {"network": {"hidden_size": 9}})
+
+
+def test_scores_are_paired_on_the_questions_that_both_sides_answered():
+    few = {seed: {"sums": [1.0, 0.0], "maps": [1.0, 1.0]} for seed in range(3)}
+    many = {seed: {"sums": [1.0, 0.0, 0.0, 0.0], "maps": [1.0, 1.0, 0.0, 0.0]} for seed in range(3)}
+    found = score(many, few)
+    assert found["mean"] == 37.5 and (found["difference"].low, found["difference"].high) == (0.0, 0.0)
+    assert score(few, None)["difference"] is None and score({0: few[0]}, few)["difference"] is None
+
+
+def test_models_that_the_base_has_evaluated_stand_beside_the_arms(tmp_path: Path):
+    def evaluated(folder: Path, instance: str, speed: float, right: list[int]) -> None:
+        (folder / "data/metrics/evaluate").mkdir(parents=True, exist_ok=True)
+        (folder / "data/samples").mkdir(exist_ok=True)
+        (folder / f"data/metrics/evaluate/{instance}.json").write_text(json.dumps({"speed": speed}))
+        lines = [json.dumps({"point": "p", "benchmark": "sums", "right": one}) for one in right]
+        (folder / f"data/samples/{instance}.jsonl").write_text("\n".join(lines))
+
+    measures = {"speed": ["evaluate/{instance}.json", "speed"], "bits": ["{instance}.json", "bits"]}
+    plan = plan_of(
+        instance="tune", measures=measures, items={"score": "p"}, references={"before": "first"}, found="Yes."
+    )
+    for arm, speed in (("more", 2.0), ("less, a little", 3.0)):
+        for seed in range(3):
+            folder = tmp_path / f".work/ablations/size/{slug(arm)}/{seed}"
+            evaluated(folder, "tune", speed + seed / 100, [1, 1, 0, 1])
+            (folder / "data/metrics/tune.json").write_text('{"bits": 0.5}')
+            (folder / "result.json").write_text('{"key": "", "seconds": 3, "started_from": "preset large"}')
+    evaluated(tmp_path / ".work/ablations/base", "first", 1.0, [0, 0, 0, 0, 1, 1])
+    done, found = answer(tmp_path, plan, "size")
+    assert set(done) == {"more", "less, a little"} and "before" not in found["bits"]
+    assert found["speed"]["before"]["difference"].value == pytest.approx(-1.01)
+    assert found["score"]["before"]["difference"].value == -75.0
+    text = page(tmp_path, plan, {"size": (done, found)})
+    assert "\n| before | – | 1.000 (-1.010, -1.035 to -0.985) |  | 33.333 (-75.000, " in text
+    assert "\nYes.\n" in text and "Started from the models of preset large. An arm took 3 s" in text
 
 
 @pytest.mark.slow
