@@ -2,8 +2,9 @@
 
 Generated English-like text goes (a) through CorpusTokeniser to packed rows on disk and (b) through a single-process
 `datasets.map` that tokenises batches with the same tokenizer and writes its Arrow file, without any packing. Prints
-MB/s of both, the ratio of every repeat, their median, and the memory that (a) grew by. The ratio of processor time is the
-one to read on a machine that does other work.
+MB/s of both, the ratio of every repeat, their median, and the memory that (a) grew by, of its processes too. Both may use
+`threads` cores: (a) as processes, (b) as threads of the tokenizer. The ratio of processor time is the one to read on a machine
+that does other work.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+
+import psutil
 
 VOCABULARY_SIZE = 6400
 WORDS = 60_000
@@ -48,13 +51,13 @@ def write_text(path: Path, size: int, seed: int) -> list[str]:
     return first
 
 
-def ours(path: Path, folder: Path, tokenizer, tell: Callable[[int], None] = lambda size: None) -> int:
+def ours(path: Path, folder: Path, tokenizer, processes: int, tell: Callable[[int], None] = lambda size: None) -> int:
     """Packed rows on disk; the number of tokens. `tell` hears of bytes of text as they are done."""
     from model.text.packing import Layout
     from model.text.tokenise import Corpus, CorpusTokeniser
 
     layout = Layout(512, 32, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    tokeniser = CorpusTokeniser(tokenizer, layout, 0.01, folder, folder / "work")
+    tokeniser = CorpusTokeniser(tokenizer, layout, 0.01, folder, folder / "work", processes)
     return sum(meta["tokens"] for meta in tokeniser.run(Corpus("pretrain", "text", path, 1.0), tell).values())
 
 
@@ -72,16 +75,16 @@ def theirs(path: Path, folder: Path, tokenizer) -> int:
 
 
 def measured(function, *arguments) -> tuple[float, float, int]:
-    """(seconds, processor seconds of all threads, tokens)."""
-    began, busy = time.perf_counter(), time.process_time()
+    """(seconds, processor seconds of all threads and of processes that have ended, tokens)."""
+    began, busy = time.perf_counter(), sum(os.times()[:4])
     tokens = function(*arguments)
-    return time.perf_counter() - began, time.process_time() - busy, tokens
+    return time.perf_counter() - began, sum(os.times()[:4]) - busy, tokens
 
 
 def resident_megabytes() -> float:
-    """Of this process, now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """Of this process and its children, now; what they share counts once."""
+    here = psutil.Process()
+    return sum(process.memory_full_info().pss for process in (here, *here.children())) / 2**20
 
 
 class Memory:
@@ -117,7 +120,9 @@ def main() -> None:
         ratios, busy_ratios = [], []
         for repeat in range(options.repeats):
             memory = Memory((root / "text.jsonl").stat().st_size, options.ours_only)
-            seconds, busy, tokens = measured(ours, root / "text.jsonl", root / f"ours-{repeat}", tokenizer, memory)
+            seconds, busy, tokens = measured(
+                ours, root / "text.jsonl", root / f"ours-{repeat}", tokenizer, options.threads, memory
+            )
             line = f"{size:.0f} MB: ours {seconds:.1f} s, {size / seconds:.1f} MB/s, {tokens / seconds / 1e6:.2f} M tokens/s"
             line += f", {size / busy:.1f} MB per processor second, memory {memory.before:.0f} -> {memory.peak:.0f} MB"
             if not options.ours_only:

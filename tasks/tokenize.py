@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from model.atomic import write_json
 from model.corpora.options import read_options
+from model.text.encoding import is_validation, read_lines, texts_of
 from model.text.packing import Layout
-from model.text.tokenise import SPLITS, Corpus, CorpusTokeniser, is_validation, read_lines, texts_of
+from model.text.tokenise import SPLITS, Corpus, CorpusTokeniser
 from model.text.tokenizer import load_tokenizer, pad_id, save_tokenizer, train_tokenizer
 from tasks.stage import Stage, run_stage
 
@@ -65,7 +66,9 @@ def tokenize(stage: Stage) -> None:
     made = stage.work / "made"
     tokenizer = prepare_tokenizer(options, corpora, made / "tokenizer")
     layout = Layout(options.row_tokens, options.block_tokens, len(tokenizer), tokenizer.eos_token_id, pad_id(tokenizer))
-    tokeniser = CorpusTokeniser(tokenizer, layout, options.validation_fraction, made, stage.work / "journals")
+    tokeniser = CorpusTokeniser(
+        tokenizer, layout, options.validation_fraction, made, stage.work / "journals", processes=stage.threads
+    )
     metas: dict[tuple[str, str], dict[str, Any]] = {}
     is_resumed, began = any((stage.work / "journals").glob("*.json")), time.monotonic()
     total = sum(corpus.path.stat().st_size for corpus in corpora)
@@ -142,8 +145,8 @@ def sample_texts(corpora: list[Corpus], options: TokenizeOptions) -> Iterator[st
         weights = sum(other.weight for other in corpora if other.kind == corpus.kind)
         rate = budget / len(kinds) * corpus.weight / weights / corpus.path.stat().st_size
         due = 0.0
-        for rows, _ in read_lines(corpus.path):
-            for row in rows:
+        for lines, _ in read_lines(corpus.path):
+            for row in map(json.loads, lines):
                 due += min(rate, 1.0)
                 if due >= 1.0 and not is_validation(row, options.validation_fraction):
                     due -= 1.0

@@ -5,26 +5,21 @@ output file was; a later start cuts the files back to that and goes on, so that 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from model.atomic import write_json
-from model.text.encoder import TextEncoder
+from model.text.encoding import BatchEncoder, EncodedRows
 from model.text.packers import ConversationPacker, DocumentPacker, PairPacker
 from model.text.packing import Layout, RowWriter
-from model.text.tokenizer import encode_conversations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PACKERS = {"pretrain": DocumentPacker, "instructions": ConversationPacker, "preferences": PairPacker}
 SPLITS = ("train", "validation")
-BATCH_BYTES = 2 * 2**20
 PART_BYTES = 32 * 2**20
 
 
@@ -38,43 +33,23 @@ class Corpus:
     weight: float
 
 
-def is_validation(row: dict[str, Any], fraction: float) -> bool:
-    """Whether a row is held out: decided by its text alone, so by neither its place nor its neighbours."""
-    if "text" in row:
-        text = row["text"]
-    else:  # a pair is held out by its prompt and chosen answer
-        turns = row["conversations"] if "conversations" in row else row["chosen"]
-        text = json.dumps([[m["role"], m["content"]] for m in turns])
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) < fraction * 2.0**64
-
-
-def texts_of(row: dict[str, Any]) -> list[str]:
-    """Every text of a canonical row, once."""
-    if "text" in row:
-        return [row["text"]]
-    turns = row["conversations"] if "conversations" in row else [*row["chosen"], row["rejected"][-1]]
-    return [message["content"] for message in turns]
-
-
-def read_lines(
-    path: Path, offset: int = 0, batch_bytes: int = BATCH_BYTES
-) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """(rows, offset after them) in batches of about `batch_bytes`, from a line that starts at `offset`."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        while lines := file.readlines(batch_bytes):
-            yield [json.loads(line) for line in lines], file.tell()
-
-
 class CorpusTokeniser:
-    """Writes `folder`/<kind>/<split>/<corpus>/ for one corpus at a time; `work` keeps the journals."""
+    """Writes `folder`/<kind>/<split>/<corpus>/ for one corpus at a time; `work` keeps the journals.
+
+    `processes` of their own look the words up; what is written does not depend on their number.
+    """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerFast", layout: Layout, validation_fraction: float, folder: Path, work: Path
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        layout: Layout,
+        validation_fraction: float,
+        folder: Path,
+        work: Path,
+        processes: int = 1,
     ) -> None:
-        self.tokenizer, self.layout, self.validation_fraction = tokenizer, layout, validation_fraction
-        self.folder, self.work = folder, work
-        self.encoder = TextEncoder(tokenizer)
+        self.layout, self.folder, self.work = layout, folder, work
+        self.encoder = BatchEncoder(tokenizer, validation_fraction, processes)
 
     def run(
         self, corpus: Corpus, advance: Callable[[int], None] = lambda size: None, part_bytes: int = PART_BYTES
@@ -94,52 +69,33 @@ class CorpusTokeniser:
         advance(noted["offset"])
         part_began = before = noted["offset"]
         done = noted["lines"]
-        for rows, offset in read_lines(corpus.path, noted["offset"]):
-            held_out = [is_validation(row, self.validation_fraction) for row in rows]
-            for split, wanted in zip(SPLITS, (False, True), strict=True):
-                mine = [number for number, held in enumerate(held_out) if held == wanted]
-                self._add(packers[split], [rows[number] for number in mine], [done + number + 1 for number in mine])
-            done += len(rows)
-            advance(offset - before)
-            before = offset
-            if offset - part_began >= part_bytes:
-                part_began = offset
+        for batch in self.encoder.batches(corpus.kind, corpus.path, noted["offset"], done):
+            for split in SPLITS:
+                self._add(packers[split], getattr(batch, split))
+            done += batch.num_lines
+            advance(batch.offset - before)
+            before = batch.offset
+            if batch.offset - part_began >= part_bytes:
+                part_began = batch.offset
                 for each in packers.values():
                     each.finish()
                 positions = {split: writer.position() for split, writer in writers.items()}
-                write_json(journal, {"offset": offset, "lines": done, "positions": positions})
+                write_json(journal, {"offset": batch.offset, "lines": done, "positions": positions})
         for each in packers.values():
             each.finish()
         facts = {"kind": corpus.kind, "corpus": corpus.name, "weight": corpus.weight}
         return {split: writer.close(**facts, split=split) for split, writer in writers.items()}
 
-    def _add(
-        self, packer: DocumentPacker | ConversationPacker | PairPacker, rows: list[dict[str, Any]], lines: list[int]
-    ) -> None:
-        if not rows:
+    def _add(self, packer: DocumentPacker | ConversationPacker | PairPacker, rows: EncodedRows) -> None:
+        counts = packer.writer.counts
+        counts.without_answer += rows.without_answer
+        if not len(rows.lines):
             return
         if isinstance(packer, DocumentPacker):
-            texts = [row["text"] for row in rows]
-            packer.add(*self.encoder(texts), sum(len(text.encode()) for text in texts))
+            packer.add(rows.ids, rows.lengths, int(rows.num_bytes.sum()))
             return
-        if isinstance(packer, PairPacker):  # chosen and rejected in turn
-            conversations = [row[side] for row in rows for side in ("chosen", "rejected")]
-        else:
-            kept = [(answered(row["conversations"]), line) for row, line in zip(rows, lines, strict=True)]
-            packer.writer.counts.without_answer += sum(not turns for turns, _ in kept)
-            conversations, lines = [turns for turns, _ in kept if turns], [line for turns, line in kept if turns]
-        if not conversations:
-            return
-        ids, lengths, graded = encode_conversations(self.tokenizer, conversations, self.encoder)
-        sizes = [sum(len(m["content"].encode()) for m in turns if m["role"] == "assistant") for turns in conversations]
-        longest = packer.writer.counts.longest_too_long_tokens
-        packer.add(ids, lengths, graded, np.array(sizes, np.int64))
-        if packer.writer.counts.longest_too_long_tokens > longest:
-            of_a_line = lengths.reshape(len(lines), -1).max(1)  # of a pair, the longer one
-            packer.writer.counts.longest_too_long_line = lines[int(of_a_line.argmax())]
-
-
-def answered(conversation: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation up to its last answer, [] if there is none: what follows would teach the model to end on a question."""
-    last = max((place for place, message in enumerate(conversation) if message["role"] == "assistant"), default=-1)
-    return conversation[: last + 1]
+        longest = counts.longest_too_long_tokens
+        packer.add(rows.ids, rows.lengths, rows.graded, rows.num_bytes)
+        if counts.longest_too_long_tokens > longest:
+            of_a_line = rows.lengths.reshape(len(rows.lines), -1).max(1)  # of a pair, the longer one
+            counts.longest_too_long_line = int(rows.lines[of_a_line.argmax()])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.corpora.manifest import identity_of, read_manifest
-from model.text.tokenise import is_validation
+from model.text.encoding import is_validation
 
 FILE = "data_profile.json"
 SAMPLED_ROWS, KEPT_WORDS, HELD_OUT_ROWS = 20_000, 4_000, 48

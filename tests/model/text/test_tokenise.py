@@ -4,12 +4,15 @@ import random
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
+from model.text.encoding import is_validation
 from model.text.packing import Layout, TokenRows
-from model.text.tokenise import Corpus, CorpusTokeniser, is_validation
+from model.text.tokenise import Corpus, CorpusTokeniser
 from tests.model.text.nonsense import sentences
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,12 +31,14 @@ def rows_of(kind: str, count: int) -> list[dict]:
         [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
         for q, a in zip(texts[::2], texts[1::2], strict=True)
     ]
+    if kind == "preferences":
+        return [{"chosen": pair, "rejected": [pair[0], other[1]]} for pair, other in pairwise(turns)]
     return [{"conversations": pair} for pair in turns]
 
 
-def run(folder, work, corpus, tokenizer, advance=lambda size: None, row_tokens=64):
+def run(folder, work, corpus, tokenizer, advance=lambda size: None, row_tokens=64, processes=1):
     layout = Layout(row_tokens, 16, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return CorpusTokeniser(tokenizer, layout, 0.1, folder, work).run(corpus, advance, PART_BYTES)
+    return CorpusTokeniser(tokenizer, layout, 0.1, folder, work, processes).run(corpus, advance, PART_BYTES)
 
 
 def everything(folder) -> dict[str, bytes]:
@@ -44,16 +49,17 @@ def everything(folder) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr("model.text.tokenise.read_lines.__defaults__", (0, 1000))
+    monkeypatch.setattr("model.text.encoding.read_lines.__defaults__", (0, 1000))
 
 
 SCRIPT = """
 import sys, time
+from itertools import pairwise
 from pathlib import Path
-from model.text import tokenise
+from model.text import encoding, tokenise
 from model.text.tokenizer import load_tokenizer
 from tests.model.text.test_tokenise import run
-tokenise.read_lines.__defaults__ = (0, 1000)
+encoding.read_lines.__defaults__ = (0, 1000)
 kind, path, folder, work, tokenizer = sys.argv[1:]
 done = 0
 def advance(size):
@@ -62,7 +68,7 @@ def advance(size):
     print(done, flush=True)
     time.sleep(0.02)
 corpus = tokenise.Corpus(kind, "c", Path(path), 1.0)
-run(Path(folder), Path(work), corpus, load_tokenizer(tokenizer), advance)
+run(Path(folder), Path(work), corpus, load_tokenizer(tokenizer), advance, processes=2)
 """
 
 
@@ -78,8 +84,11 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(kind, tmp_path, folde
     for line in process.stdout:
         if int(line) > size * 0.6:
             break
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    assert psutil.wait_procs(children, timeout=30)[1] == []
     process.stdout.close()
     journal = json.loads((tmp_path / "work" / f"{kind}-c.json").read_text())
     assert 0 < journal["offset"] < size
@@ -95,6 +104,21 @@ def test_tokenising_twice_gives_the_same_bytes(tmp_path, tokenizer):
     for name in ("a", "b"):
         run(tmp_path / name, tmp_path / f"work-{name}", corpus, tokenizer)
     assert everything(tmp_path / "a") == everything(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "instructions", "preferences"])
+def test_two_processes_write_what_one_does(kind, tmp_path, tokenizer):
+    write(tmp_path / "c.jsonl", rows_of(kind, 200))
+    corpus = Corpus(kind, "c", tmp_path / "c.jsonl", 1.0)
+    metas = [run(tmp_path / f"{n}", tmp_path / f"work-{n}", corpus, tokenizer, processes=n) for n in (1, 2)]
+    assert everything(tmp_path / "1") == everything(tmp_path / "2")
+    assert metas[0] == metas[1] and metas[0]["train"]["rows"] > 5
+
+
+def test_a_row_that_cannot_be_read_is_told_as_in_one_process(tmp_path, tokenizer):
+    (tmp_path / "c.jsonl").write_text('{"text": "the cat"}\n{"text": \n')
+    with pytest.raises(ValueError, match=r"^Expecting value: line 2 column 1"):
+        run(tmp_path, tmp_path / "work", Corpus("pretrain", "c", tmp_path / "c.jsonl", 1.0), tokenizer, processes=2)
 
 
 def test_rows_read_back_as_the_text_of_the_corpus(tmp_path, tokenizer):
