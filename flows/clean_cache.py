@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.checkout import FOLDER
 from flows.stage_process import DVC
-from flows.start import alone, prepare
+from flows.start import alone, prepare, run_command
 from model.training.tracking import LINEAGE, LINEAGE_FOLDER, open_store
 
 
@@ -27,23 +27,22 @@ def main() -> int:
         "--unrecorded", action="store_true", help="go on although a version has no record of what it needs"
     )
     arguments = parser.parse_args()
-    root = Path.cwd()
+    return run_command("clean-cache", lambda root: clean(root, arguments.cloud, arguments.unrecorded))
+
+
+def clean(root: Path, cloud: bool = False, unrecorded: bool = False) -> int:
+    """Removes what nothing needs and says how much that was; 0, or ValueError, and nothing removed."""
     prepare(root)
     checkouts = sorted(path.parent for path in (root / FOLDER).glob("*/.dvc"))
-    try:
-        with ExitStack() as held:
-            for checkout in [root, *checkouts]:
-                held.enter_context(alone(checkout))  # a running stage's results are in no lock file yet
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-            versions = registered(root, folder, arguments.unrecorded)
-            before = size(root)
-            collect(root, [*checkouts, *versions], arguments.cloud)
-    except ValueError as error:
-        print(f"clean-cache: {error}", file=sys.stderr)
-        return 2
-    after = size(root)
-    print(f"clean-cache: {before / 2**20:.0f} MB before, {after / 2**20:.0f} MB now; kept for {len(checkouts)} checkouts of "
-          f"presets and {len(versions)} registered versions")  # fmt: skip
+    with ExitStack() as held:
+        for checkout in [root, *checkouts]:
+            held.enter_context(alone(checkout))  # a running stage's results are in no lock file yet
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        versions = registered(root, folder, unrecorded)
+        before = size(root)
+        collect(root, [*checkouts, *versions], cloud)
+    print(f"clean-cache: {before / 2**20:.0f} MB before, {size(root) / 2**20:.0f} MB now; kept for {len(checkouts)} "
+          f"checkouts of presets and {len(versions)} registered versions")  # fmt: skip
     return 0
 
 

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
     prepare(Path.cwd())
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
@@ -24,9 +25,19 @@ LIMITS = {"cpu": None, "gpu": 1}  # runs at a time, all workers together; with a
 
 
 def main() -> int:
-    """0 when everything is deployed."""
-    with get_client(sync_client=True) as client:
-        make_pool(client)
+    """0 when everything is deployed, 1 when the server does not answer or refuses it, 2 when none is named."""
+    if not os.environ.get("PREFECT_API_URL"):
+        print(
+            "deploy: set PREFECT_API_URL, for example http://127.0.0.1:4200/api (`make up` deploys, too)",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        with get_client(sync_client=True) as client:
+            make_pool(client)
+    except httpx.TransportError as error:
+        print(f"deploy: {os.environ['PREFECT_API_URL']} does not answer: {error}", file=sys.stderr)
+        return 1
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:

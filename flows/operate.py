@@ -9,6 +9,7 @@ from flows.news import look
 from flows.server import prefect_server
 from flows.stage_process import StageProcesses
 from flows.start import alone, check_parallel, deliver, prepare, run_command
+from tasks.promotion.settings import TARGETS, check_choice
 
 
 def retrain_command() -> int:
@@ -46,12 +47,13 @@ def promote_command() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m flows.promote", description="Judges challengers against champions now."
     )
-    parser.add_argument("--model", help="registered name; otherwise all that retrain.models names")
+    parser.add_argument("--model", choices=TARGETS, help="registered name; otherwise all that retrain.models names")
     parser.add_argument("--version", help="judge this version of --model instead of its challenger")
     parser.add_argument("--force", metavar="REASON", help="promote without judging; the reason goes on record")
     arguments = parser.parse_args()
 
     def work(root: Path) -> int:
+        check_choice(arguments.model, arguments.version, arguments.force)
         prepare(root)
         with prefect_server(root):
             from flows.promote import promote
@@ -66,7 +68,7 @@ def promote_command() -> int:
 def rollback_command() -> int:
     """0 when the champion before is back, 1 when there is none."""
     parser = argparse.ArgumentParser(prog="python -m flows.rollback", description="Puts the champion before this back.")
-    parser.add_argument("--model", default="unmask-target", help="registered name (default unmask-target)")
+    parser.add_argument("--model", choices=TARGETS, default=TARGETS[0], help=f"registered name (default {TARGETS[0]})")
     parser.add_argument("--reason", default="", help="goes on record")
     arguments = parser.parse_args()
 

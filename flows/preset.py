@@ -25,7 +25,7 @@ def main() -> int:
             print(listing(root))
             return 0
         kept = switch(root, arguments.name, arguments.force)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"preset: {error}", file=sys.stderr)
         return 2
     if kept:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.server import HOST, KEEPER, READY_SECONDS, SERVICES, free_port, is_kept
-from flows.start import prepare
+from flows.start import prepare, root_of_repository
 from model.atomic import locked, write_atomically
 from model.training.tracking import local_store, open_store
 
@@ -62,10 +62,10 @@ def main() -> int:
     )
     parser.add_argument("--no-worker", action="store_true", help="servers only")
     arguments = parser.parse_args()
-    root = Path.cwd()
-    prepare(root)
-    (root / SERVICES).mkdir(parents=True, exist_ok=True)
     try:
+        root = root_of_repository()
+        prepare(root)
+        (root / SERVICES).mkdir(parents=True, exist_ok=True)
         with locked(root / SERVICES / "lock"):
             if arguments.what == "down":
                 return down(root)
@@ -73,7 +73,7 @@ def main() -> int:
                 Path(tempfile.gettempdir(), f"unmask-up-{os.getuid()}.lock")
             ):  # two clones would choose one port
                 return up(root, Choices(arguments.host, arguments.store, arguments.artifacts, not arguments.no_worker))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{arguments.what}: {error}", file=sys.stderr)
         return 1
 

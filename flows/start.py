@@ -39,18 +39,33 @@ def main() -> int:
 
 
 def run_command(name: str, work: Callable[[Path], int]) -> int:
-    """What `work` returns in the checkout that is the current folder; 2 and one sentence for wrong use, 130 after Ctrl-C."""
-    root = Path.cwd()
+    """What `work` returns in the checkout that is the current folder; 2 and one sentence for what a person can mend (wrong use, a
+    file that DVC cannot read, a folder that cannot be written, a server that does not answer), 130 after Ctrl-C."""
     try:
-        if not (root / "dvc.yaml").is_file():
-            raise ValueError(f"there is no dvc.yaml in {root}: run from the root of the repository")
-        return work(root)
-    except ValueError as error:
+        return work(root_of_repository())
+    except (ValueError, OSError, *_refusals()) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def root_of_repository() -> Path:
+    """The current folder; ValueError when that is another one."""
+    if not Path("dvc.yaml").is_file():
+        raise ValueError(f"there is no dvc.yaml in {Path.cwd()}: run from the root of the repository")
+    return Path.cwd()
+
+
+def _refusals() -> list[type[Exception]]:
+    """What DVC and MLflow say no with; they are loaded already where one of them has."""
+    known = (
+        ("dvc.exceptions", "DvcException"),
+        ("scmrepo.exceptions", "SCMError"),
+        ("mlflow.exceptions", "MlflowException"),
+    )
+    return [getattr(sys.modules[module], name) for module, name in known if module in sys.modules]
 
 
 def check_parallel(number: int) -> None:

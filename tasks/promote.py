@@ -17,7 +17,7 @@ from tasks.parameters import load_params
 from tasks.promotion import champions, decisions
 from tasks.promotion.champions import CHALLENGER, CHAMPION, Version
 from tasks.promotion.program import run_program
-from tasks.promotion.settings import SECTION, TARGETS, RetrainOptions
+from tasks.promotion.settings import SECTION, TARGETS, RetrainOptions, check_choice
 from tasks.stage import open_session
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def promote(root: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One log entry per judged model; [] when no challenger waits. ValueError where there is nothing to judge or to force."""
     options = RetrainOptions.from_section(load_params(root / "params.yaml").get(SECTION) or {})
     client, _ = open_store(root)
-    if (arguments.version or arguments.force) and not arguments.model:
-        raise ValueError("--version and --force are about one model: say which with --model")
+    check_choice(arguments.model, arguments.version, arguments.force)
     champions.follow(client)
     chosen = [arguments.model] if arguments.model else options.models
     if arguments.waiting:

@@ -28,9 +28,12 @@ from tasks.fingerprint import announced, fingerprint
 from tasks.launch import IS_FIRST, STARTED, end_with_parent, launch, processes_of
 from tasks.parameters import check_sections, explain_section, load_params
 
+HERE = Path(__file__).resolve().parents[1]
 FIRST_STAGE = "download"
 LEFTOVERS = 2  # unfinished works of other keys kept per stage: settings that are gone back to go on where they were
 BAD_INPUT, TEMPORARY, INTERRUPTED, TERMINATED = 2, 75, 130, 143
+# Of what the operating system refuses: another try would end the same.
+LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 
 
 @dataclass(frozen=True)
@@ -98,24 +101,24 @@ def exit_code_of(run: Callable[[], None], name: str) -> int:
     try:
         run()
     except ValueError as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        which = "" if IS_FIRST else f" (process {os.environ['RANK']})"
-        where = f"{Path(frame.filename).name}, line {frame.lineno}"
-        print(f"{name}{which}: {error}\n({where})", file=sys.stderr, flush=True)
+        _complain(name, error)
         return BAD_INPUT
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            print(f"{name}: {error.strerror}", file=sys.stderr, flush=True)
-            return TEMPORARY
-        traceback.print_exc()
-        person_can_mend = isinstance(
-            error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
-        )
-        return 1 if person_can_mend else TEMPORARY
+        _complain(name, error)
+        return 1 if error.errno in LASTING else TEMPORARY
     except KeyboardInterrupt:
         print(f"{name}: stopped; the same command goes on from here", file=sys.stderr, flush=True)
         return INTERRUPTED
     return 0
+
+
+def _complain(name: str, error: Exception) -> None:
+    """The message, and the line of this project's code that it comes from."""
+    rooms = tuple(f"{HERE / room}{os.sep}" for room in ("model", "tasks"))
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(rooms)]
+    which = "" if IS_FIRST else f" (process {os.environ['RANK']})"
+    where = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
+    print(f"{name}{which}: {error}\n({where})", file=sys.stderr, flush=True)
 
 
 def _start_processes(name: str, root: Path) -> None:

@@ -81,7 +81,7 @@ def reaching() -> Iterator[None]:
     except MlflowException as error:
         if error.get_http_status_code() < 500:
             raise
-        raise Unreachable(str(error).partition(":")[0]) from error
+        raise Unreachable(str(error).partition(": ")[0]) from error  # what follows is the library's, and long
 
 
 def run_status(root: Path, run: str) -> str | None:

@@ -46,3 +46,9 @@ class RetrainOptions:
 ALARMS = {  # measured distance -> its limit
     measure: f"alarm_{measure}" for measure in ("length", "vocabulary", "script", "duplicates", "bits_per_byte")
 }
+
+
+def check_choice(model: str | None, version: str | None, force: str | None) -> None:
+    """ValueError where a version, or a reason not to judge, comes without the model that it is about."""
+    if (version or force) and not model:
+        raise ValueError("--version and --force are about one model: name it with --model (make promote MODEL=...)")

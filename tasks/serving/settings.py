@@ -8,6 +8,7 @@ from tasks.parameters import check_keys
 
 SPECULATION = ("when_it_pays", "off")
 PRECISIONS = ("float32", "bfloat16")
+LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class ServeConfig:
         for name in ("batch_rows", "max_new_tokens", "queue_requests", "body_bytes"):
             _check_whole(name, getattr(self, name), 1)
         _check_whole("port", self.port, 0)
+        if self.port > LAST_PORT:
+            raise ValueError(f"serve.port is {self.port}; it must be at most {LAST_PORT}")
         if self.context_tokens is not None:
             _check_whole("context_tokens", self.context_tokens, 1)
         for name in ("request_seconds", "drain_seconds", "reload_seconds"):
