@@ -8,7 +8,7 @@ from typing import Any
 from flows.news import look
 from flows.server import prefect_server
 from flows.stage_process import StageProcesses
-from flows.start import alone, check_parallel, deliver, prepare, run_command
+from flows.start import alone, check_parallel, check_params, deliver, prepare, run_command
 from tasks.promotion.settings import TARGETS, check_choice
 
 
@@ -23,6 +23,7 @@ def retrain_command() -> int:
 
     def work(root: Path) -> int:
         check_parallel(arguments.max_parallel)
+        check_params(root)
         with alone(root):
             prepare(root)
             processes = StageProcesses(root)
@@ -54,13 +55,15 @@ def promote_command() -> int:
 
     def work(root: Path) -> int:
         check_choice(arguments.model, arguments.version, arguments.force)
-        prepare(root)
-        with prefect_server(root):
-            from flows.promote import promote
+        check_params(root)
+        with alone(root):
+            prepare(root)
+            with prefect_server(root):
+                from flows.promote import promote
 
-            return _ended(
-                "promote", lambda: promote(arguments.model, arguments.version, arguments.force, return_state=True)
-            )
+                return _ended(
+                    "promote", lambda: promote(arguments.model, arguments.version, arguments.force, return_state=True)
+                )
 
     return run_command("promote", work)
 

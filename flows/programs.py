@@ -7,6 +7,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
+from prefect.states import State
 
 from flows.news import program
 from flows.stage_process import StageProcesses
@@ -24,6 +25,12 @@ def run_program(name: str, processes: StageProcesses, *arguments: str) -> Any:
     if outcome.status == "failed":
         raise StageFailed(name, outcome)
     return json.loads((processes.root / file).read_text(encoding="utf-8"))
+
+
+def why(state: State[Any]) -> str:
+    """Why a task did not complete, in its program's words."""
+    error = state.result(raise_on_failure=False) if state.is_final() else None
+    return str(error) if isinstance(error, Exception) else str(state.message or state.name)
 
 
 def show_drift(found: dict[str, Any]) -> None:

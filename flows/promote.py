@@ -7,13 +7,14 @@ if __name__ == "__main__":
 
     sys.exit(promote_command())
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed, State
+from prefect.states import Cancelled, Completed, Failed, State
 
-from flows.programs import run_program, show_decisions
+from flows.programs import run_program, show_decisions, why
 from flows.stage_process import StageProcesses
 from flows.start import alone
 
@@ -25,10 +26,18 @@ def promote(model: str | None = None, version: str | None = None, force: str | N
     asked = {"--model": model, "--version": version, "--force": force}
     arguments = [part for name, value in asked.items() if value for part in (name, value)]
     processes = StageProcesses(root)
-    with alone(root):
+    with ExitStack() as held:
         try:
-            entries = run_program.with_options(task_run_name="promote")("promote", processes, *arguments)
+            held.enter_context(alone(root))
+        except ValueError as error:
+            return Cancelled(message=str(error))
+        try:
+            judged = run_program.with_options(task_run_name="promote")(
+                "promote", processes, *arguments, return_state=True
+            )
         except BaseException:
             processes.stop()
             raise
-    return Completed(message=show_decisions(entries) or "the challenger is the champion already")
+    if not judged.is_completed():
+        return Failed(message=why(judged))
+    return Completed(message=show_decisions(judged.result()) or "the challenger is the champion already")

@@ -25,7 +25,7 @@ from flows.checkout import uncommitted
 from flows.dvc_graph import read_graph
 from flows.news import News, look
 from flows.pipeline import pipeline
-from flows.programs import run_program, show_decisions, show_drift, show_stop
+from flows.programs import run_program, show_decisions, show_drift, show_stop, why
 from flows.slots import Slots, threads_of
 from flows.stage_process import StageProcesses
 from flows.stage_task import run_stage
@@ -83,10 +83,10 @@ def _retrain(root: Path, processes: StageProcesses, news: News, max_parallel: in
                 GUARD_STAGE, processes, Slots(max_parallel), threads_of(root, GUARD_STAGE), return_state=True
             )
             if not validated.is_completed():
-                return _stopped(root, f"{_reason(validated)}; see data/reports/validation/index.html")
+                return _stopped(root, f"{why(validated)}; see data/reports/validation/index.html")
         drift = _named("drift")("drift", processes, return_state=True)
         if not drift.is_completed():
-            return _stopped(root, f"drift could not be measured: {_reason(drift)}")
+            return _stopped(root, f"drift could not be measured: {why(drift)}")
         show_drift(drift.result())
         trained = pipeline(
             max_parallel=max_parallel, already=news.already, on_workers=_may_spread(root), return_state=True
@@ -95,7 +95,7 @@ def _retrain(root: Path, processes: StageProcesses, news: News, max_parallel: in
             return _stopped(root, f"training: {trained.message}")
     judged = _named("promote")("promote", processes, return_state=True)
     if not judged.is_completed():
-        return _stopped(root, f"the challengers could not be judged: {_reason(judged)}")
+        return _stopped(root, f"the challengers could not be judged: {why(judged)}")
     return Completed(message=show_decisions(judged.result()) or "no challenger was waiting")
 
 
@@ -111,11 +111,6 @@ def _may_spread(root: Path) -> bool:
 
 def _named(name: str) -> Any:
     return run_program.with_options(name=name, task_run_name=name)
-
-
-def _reason(state: State[Any]) -> str:
-    error = state.result(raise_on_failure=False) if state.is_final() else None
-    return str(error) if isinstance(error, Exception) else str(state.message or state.name)
 
 
 def _stopped(root: Path, reason: str) -> State[Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
 
-from flows.programs import run_program, show_decisions
+from flows.programs import run_program, show_decisions, why
 from flows.stage_process import StageProcesses
 
 
@@ -24,5 +24,9 @@ from flows.stage_process import StageProcesses
 def rollback(model: str = "unmask-target", reason: str = "") -> State[Any]:
     """Moves the champion of `model`, and its draft, back by one; fails where no champion was replaced."""
     arguments = ["--model", model, *(["--reason", reason] if reason else [])]
-    entries = run_program.with_options(task_run_name="rollback")("rollback", StageProcesses(Path.cwd()), *arguments)
-    return Completed(message=show_decisions(entries))
+    moved = run_program.with_options(task_run_name="rollback")(
+        "rollback", StageProcesses(Path.cwd()), *arguments, return_state=True
+    )
+    if not moved.is_completed():
+        return Failed(message=why(moved))
+    return Completed(message=show_decisions(moved.result()))

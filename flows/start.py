@@ -17,6 +17,7 @@ from flows.dvc_graph import Node, changed_stages, read_graph, recorded_outs
 from flows.server import prefect_server, running
 from flows.stage_process import StageProcesses
 from tasks.environment import quiet
+from tasks.parameters import check_sections, load_params
 
 TABLE = "data/reports/table.txt"
 DELIVERY_SECONDS = 15
@@ -31,6 +32,7 @@ def main() -> int:
 
     def work(root: Path) -> int:
         check_parallel(arguments.max_parallel)
+        check_params(root)
         with alone(root):
             prepare(root)
             return _run(root, arguments.max_parallel)
@@ -66,6 +68,11 @@ def _refusals() -> list[type[Exception]]:
         ("mlflow.exceptions", "MlflowException"),
     )
     return [getattr(sys.modules[module], name) for module, name in known if module in sys.modules]
+
+
+def check_params(root: Path) -> None:
+    """ValueError for a params.yaml that is not there, or names a section that nothing reads: before anything is started."""
+    check_sections(load_params(root / "params.yaml"), root / "dvc.yaml")
 
 
 def check_parallel(number: int) -> None:

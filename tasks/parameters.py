@@ -52,9 +52,11 @@ def load_params(path: Path) -> dict[str, Any]:
 
 def check_sections(params: Mapping[str, Any], pipeline: Path) -> None:
     """ValueError for a section that no stage of `pipeline` (dvc.yaml) and no tool reads: a misspelt one would go unnoticed."""
-    stages = (
-        (yaml.safe_load(pipeline.read_text(encoding="utf-8")) or {}).get("stages", {}) if pipeline.is_file() else {}
-    )
+    try:
+        declared = yaml.safe_load(pipeline.read_text(encoding="utf-8")) if pipeline.is_file() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{pipeline} is not readable as YAML: {error}") from error
+    stages = (declared or {}).get("stages", {})
     read = (name for stage in stages.values() for name in stage.get("do", stage).get("params", []))
     if stages:
         own = {"preset", "plan", "seed", "threads", "gpu_stages", *OPERATIONS}

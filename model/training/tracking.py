@@ -77,11 +77,17 @@ def reaching() -> Iterator[None]:
     try:
         yield
     except (RequestException, ConnectionError) as error:
-        raise Unreachable(str(error)) from error
+        raise Unreachable(_why_away(error)) from error
     except MlflowException as error:
         if error.get_http_status_code() < 500:
             raise
-        raise Unreachable(str(error).partition(": ")[0]) from error  # what follows is the library's, and long
+        raise Unreachable(_why_away(error)) from error
+
+
+def _why_away(error: Exception) -> str:
+    """The first clause of what the library says (the rest is long), and where it looked because a person said so."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    return str(error).partition(": ")[0] + (f". MLFLOW_TRACKING_URI is {named}: is that server up?" if named else "")
 
 
 def run_status(root: Path, run: str) -> str | None:
