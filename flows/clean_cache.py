@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.checkout import FOLDER
 from flows.stage_process import DVC
 from flows.start import alone, prepare, run_command
-from model.training.tracking import LINEAGE, LINEAGE_FOLDER, open_store
+from model.training.tracking import LINEAGE, LINEAGE_FOLDER, files_of, open_store
 
 
 def main() -> int:
@@ -52,10 +52,7 @@ def registered(root: Path, folder: Path, unrecorded: bool = False) -> list[Path]
     projects, missing, cache = [], [], cache_of(root)
     for version in client.search_model_versions():
         name = f"{version.name}-{version.version}"
-        kept = (
-            {file.path for file in client.list_artifacts(version.run_id, LINEAGE_FOLDER)} if version.run_id else set()
-        )
-        if f"{LINEAGE_FOLDER}/dvc.lock" not in kept:
+        if f"{LINEAGE_FOLDER}/dvc.lock" not in files_of(client, version.run_id, LINEAGE_FOLDER):
             missing.append(name)
             continue
         project = folder / name / LINEAGE_FOLDER

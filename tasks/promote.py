@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.training.tracking import open_store
+from model.training.tracking import files_of, open_store
 from tasks.parameters import load_params
 from tasks.promotion import champions, decisions
 from tasks.promotion.champions import CHALLENGER, CHAMPION, Version
@@ -151,7 +151,7 @@ def read_profile(client: Any, version: Version) -> dict[str, Any] | None:
     from tasks.promotion.data_profile import FILE
 
     run = version.tags.get("unmask.data_profile")
-    if not run or FILE not in {entry.path for entry in client.list_artifacts(run)}:
+    if FILE not in files_of(client, run):
         return None
     with tempfile.TemporaryDirectory() as folder:
         return json.loads(Path(client.download_artifacts(run, FILE, folder)).read_text(encoding="utf-8"))

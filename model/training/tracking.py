@@ -101,6 +101,17 @@ def run_status(root: Path, run: str) -> str | None:
         return None
 
 
+def files_of(client: Any, run: str | None, folder: str | None = None) -> set[str]:
+    """Paths of the files that a run keeps (in a folder of it); none for a run that was deleted for good, or for no run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with reaching():
+            return {file.path for file in client.list_artifacts(run, folder)} if run else set()
+    except MlflowException:
+        return set()
+
+
 def _make_store(folder: Path) -> None:
     """A migrated store in one rename: two processes that migrate one file at once break it for good."""
     from mlflow.tracking import MlflowClient

@@ -7,7 +7,7 @@ import pytest
 from flows.clean_cache import collect, registered
 from model.training.mlflow_tracker import MlflowTracker
 from model.training.tracker import RunIdentity
-from model.training.tracking import log_lineage, open_store
+from model.training.tracking import local_store, log_lineage, open_store
 from tests.conftest import Checkout
 
 PIPELINE = """
@@ -64,6 +64,21 @@ def test_a_version_without_a_record_stops_the_cleaning(checkout: Checkout, tmp_p
     with pytest.raises(ValueError, match="unmask-target-1: registered without"):
         registered(checkout.root, tmp_path)
     assert registered(checkout.root, tmp_path, unrecorded=True) == []
+
+
+def test_a_version_whose_run_was_deleted_for_good_stops_the_cleaning(checkout: Checkout, tmp_path: Path) -> None:
+    register(checkout.root, "kept")
+    client, _ = open_store(checkout.root)
+    (version,) = client.search_model_versions()
+    client.delete_run(version.run_id)
+    assert len(registered(checkout.root, tmp_path)) == 1  # on MLflow's page it can be brought back
+    done = checkout.python(
+        *("-m", "mlflow", "gc", "--run-ids", version.run_id),
+        *("--backend-store-uri", local_store(checkout.root), "--tracking-uri", local_store(checkout.root)),
+    )
+    assert done.returncode == 0, done.stdout
+    with pytest.raises(ValueError, match="unmask-target-1: registered without"):
+        registered(checkout.root, tmp_path)
 
 
 def test_a_run_under_way_stops_the_cleaning(checkout: Checkout) -> None:
