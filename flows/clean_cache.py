@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.checkout import FOLDER
 from flows.stage_process import DVC
-from flows.start import alone, prepare, run_command
+from flows.start import alone, check_params, prepare, run_command
 from model.training.tracking import LINEAGE, LINEAGE_FOLDER, files_of, open_store
 
 
@@ -32,6 +32,7 @@ def main() -> int:
 
 def clean(root: Path, cloud: bool = False, unrecorded: bool = False) -> int:
     """Removes what nothing needs and says how much that was; 0, or ValueError, and nothing removed."""
+    check_params(root)
     prepare(root)
     checkouts = sorted(path.parent for path in (root / FOLDER).glob("*/.dvc"))
     with ExitStack() as held:
