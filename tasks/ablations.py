@@ -118,7 +118,12 @@ def costs(root: Path, plan: dict[str, Any], name: str, done: dict[str, list[int]
     seconds = [one["seconds"] for one in results]
     started_from = {one.get("started_from") or f"preset {plan['preset']}" for one in results}
     took = f"An arm took {statistics.median(seconds):.0f} s (median), {max(seconds):.0f} s at most."
-    return f"Started from the models of {' and '.join(sorted(started_from))}. {took}"
+    varied = (
+        "; the seed changes what the arm itself draws, not those"
+        if any(one.get("started_from") for one in results)
+        else ""
+    )
+    return f"Started from the models of {' and '.join(sorted(started_from))}{varied}. {took}"
 
 
 def cell(figures: dict[str, Any]) -> str:
