@@ -106,6 +106,12 @@ def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
             title = f"{arm} (control)" if arm == question["control"] else arm
             cells = [cell(arms[arm]) if arm in arms else "" for arms in measures.values()]
             lines += [f"| {title} | {len(done[arm]) if arm in done else '–'} | " + " | ".join(cells) + " |"]
+        ended, wanted = sum(map(len, done.values())), len(plan["seeds"]) * len(question["arms"])
+        if ended < wanted:
+            lines += [
+                "",
+                f"Not finished: {ended} of {wanted} jobs have ended; an arm with fewer seeds decides nothing.",
+            ]
         lines += ["", question["found"].strip()] if "found" in question else []
         lines += ["", costs(root, plan, name, done)]
     return "\n".join(lines) + "\n"
