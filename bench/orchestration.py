@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seen by the bare programs only: hides packages that a stage does without when they are absent.
@@ -85,29 +86,43 @@ def deployed(copy: Path, preset: str, bare: dict[str, Cost]) -> int:
         cost_of([sys.executable, "-m", "flows.services", "up"], copy)
         print(f"idle servers and worker:   {services_megabytes(copy):8.0f} MB", flush=True)
         run = ["-m", "prefect", "deployment", "run", f"pipeline/{preset}", "--param", "max_parallel=1", "--watch"]
-        print(f"pipeline/{preset}: {cost_of([sys.executable, *run], copy).seconds:.1f} s")
-        runs = dict(stage_costs(copy))
+        used = processor_seconds(copy)
+        print(f"pipeline/{preset}: {cost_of([sys.executable, *run], copy).seconds:.1f} s", flush=True)
+        used = processor_seconds(copy) - used
+        print(f"servers and worker, busy:  {services_megabytes(copy):8.0f} MB just after the run")
+        runs = dict(stage_seconds(copy))
     finally:
         cost_of([sys.executable, "-m", "flows.services", "down"], copy)
-    added = {name: cost - bare[name] for name, cost in runs.items() if name in bare}
-    print("\n".join(f"{name:28}{cost}" for name, cost in added.items()))
-    for what in ("seconds", "processor_seconds"):
-        values = [getattr(cost, what) for cost in added.values()]
-        print(f"added, {what}: median {statistics.median(values):.2f}, greatest {max(values):.2f}")
+    added = {name: seconds - bare[name].seconds for name, seconds in runs.items() if name in bare}
+    print("\n".join(f"{name:28}{seconds:8.2f} s more than bare" for name, seconds in added.items()))
+    print(
+        f"added, by the clock: median {statistics.median(added.values()):.2f} s, greatest {max(added.values()):.2f} s"
+    )
+    each = (used - sum(cost.processor_seconds for cost in bare.values())) / len(runs)
+    print(f"added, processor time: {each:.2f} s for each of {len(runs)} stages, the servers' and the worker's included")
     return 0
 
 
 def services_megabytes(folder: Path) -> float:
     """Proportional memory of everything that `make up` has started there."""
+    return sum(process.memory_full_info().pss for process in service_processes(folder)) / 2**20
+
+
+def processor_seconds(folder: Path) -> float:
+    """Of everything that `make up` has started there, with all that has ended below it."""
+    return sum(sum(process.cpu_times()[:4]) for process in service_processes(folder))
+
+
+def service_processes(folder: Path) -> list[Any]:
+    """What `make up` has started there, and what that has started."""
     import psutil
 
     pids = [json.loads(file.read_text())["pid"] for file in (folder / ".work/services").glob("*.json")]
-    kept = [process for pid in pids for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
-    return sum(process.memory_full_info().pss for process in kept) / 2**20
+    return [process for pid in pids for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
 
 
-def stage_costs(folder: Path) -> Iterator[tuple[str, Cost]]:
-    """For every stage run: from its creation to its end, with the processor time of its engine and all below it."""
+def stage_seconds(folder: Path) -> Iterator[tuple[str, float]]:
+    """For every stage run: from its creation to its end."""
     address = json.loads((folder / ".work/services/prefect.json").read_text())["address"]
 
     def ask(path: str) -> list[dict]:
@@ -115,12 +130,10 @@ def stage_costs(folder: Path) -> Iterator[tuple[str, Cost]]:
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
 
-    runs = {run["id"]: run for run in ask("/flow_runs/filter")}
-    for artifact in ask("/artifacts/filter"):
-        if artifact["type"] == "markdown":
-            run, report = runs[artifact["flow_run_id"]], json.loads(artifact["data"])
+    for run in ask("/flow_runs/filter"):
+        if run["parent_task_run_id"] is not None and run["end_time"]:
             begun, ended = (datetime.fromisoformat(run[name]) for name in ("created", "end_time"))
-            yield run["name"], Cost((ended - begun).total_seconds(), report["processor_seconds"])
+            yield run["name"], (ended - begun).total_seconds()
 
 
 def scratch_copy(folder: Path, preset: str) -> Path:

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from flows import forks
 from flows.server import prefect_server
 from flows.stage_process import Outcome, StageProcesses
 from flows.start import alone, check_parallel, deliver, prepare, run_command
@@ -184,7 +185,7 @@ def run_job(root: Path, job: Job, running: Running, on_line: Callable[[str], Non
         if done.exists():
             continue
         name, _, instance = stage.partition("@")
-        command = [sys.executable, "-m", f"tasks.{name}", *(["--instance", instance] if instance else [])]
+        command = forks.command("-m", f"tasks.{name}", *(["--instance", instance] if instance else []))
         outcome = processes.run_command(command, on_line)
         seconds += outcome.seconds
         if outcome.status == "failed":
@@ -235,7 +236,8 @@ def main() -> int:
         with alone(root):
             prepare(root)
             use_base(root, options.base)
-            failed = _run(root, todo, options.max_parallel) if todo else 0
+            with forks.serving(root):
+                failed = _run(root, todo, options.max_parallel) if todo else 0
             return max(int(failed > 0), report(root, options.arms))
 
     return run_command("ablations", work)

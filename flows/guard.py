@@ -25,7 +25,7 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us hears the keyboard and tells us
     if os.getpgid(0) != os.getpid():
         os.setpgid(0, 0)
-    _die_with_parent()
+    die_with_parent(signal.SIGTERM, adopts=True)
     child = subprocess.Popen(command)
     while child.poll() is None:
         if stopping.is_set() or os.getppid() != parent:  # the second also covers systems without the signal
@@ -36,14 +36,16 @@ def main(command: list[str]) -> int:
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _die_with_parent() -> None:
-    """Linux only: SIGTERM here when the parent dies, and orphans of our children become ours, so that we can wait for them."""
+def die_with_parent(number: int, adopts: bool = False) -> None:
+    """Linux only: this signal here when the parent dies; `adopts`: orphans of our children become ours, so that we can wait for
+    them."""
     try:
         prctl = ctypes.CDLL(None, use_errno=True).prctl
     except (OSError, AttributeError):
         return
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_PDEATHSIG, number)
+    if adopts:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:

@@ -1,11 +1,11 @@
 """Whether a retrain has anything to do: new data, stages out of date, or a challenger nobody has judged. No model is loaded."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flows import forks
 from flows.dvc_graph import changed_stages, read_graph, recorded_outs
 from flows.stage_process import StageProcesses
 
@@ -51,4 +51,4 @@ def look(root: Path, processes: StageProcesses, on_line: Callable[[str], None]) 
 
 def program(name: str, *arguments: str) -> list[str]:
     """The command of a program of tasks/ that is no stage."""
-    return [sys.executable, "-m", f"tasks.{name}", *arguments]
+    return forks.command("-m", f"tasks.{name}", *arguments)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flows import forks
 from flows.news import look
 from flows.server import prefect_server
 from flows.stage_process import StageProcesses
@@ -26,21 +27,26 @@ def retrain_command() -> int:
         check_params(root)
         with alone(root):
             prepare(root)
-            processes = StageProcesses(root)
-            try:
-                news = look(root, processes, lambda line: print(line, flush=True))
-            except BaseException:
-                processes.stop()
-                raise
-            if not news.is_any:
-                print("\nretrain: nothing is new: no new data, all stages up to date, all challengers judged")
-                return 0
-            with prefect_server(root):
-                from flows.retrain import as_parameter, retrain
-
-                return _ended("retrain", lambda: retrain(arguments.max_parallel, as_parameter(news), return_state=True))
+            with forks.serving(root):
+                return _retrain(root, arguments.max_parallel)
 
     return run_command("retrain", work)
+
+
+def _retrain(root: Path, max_parallel: int) -> int:
+    processes = StageProcesses(root)
+    try:
+        news = look(root, processes, lambda line: print(line, flush=True))
+    except BaseException:
+        processes.stop()
+        raise
+    if not news.is_any:
+        print("\nretrain: nothing is new: no new data, all stages up to date, all challengers judged")
+        return 0
+    with prefect_server(root):
+        from flows.retrain import as_parameter, retrain
+
+        return _ended("retrain", lambda: retrain(max_parallel, as_parameter(news), return_state=True))
 
 
 def promote_command() -> int:

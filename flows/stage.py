@@ -6,7 +6,6 @@ is only loaded by the one process that does the work (flows/stage_program.py).
 """
 
 import json
-import resource
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from prefect.states import Completed, Failed, State
 
 from flows.checkout import prepare_checkout
 from flows.slots import Slots, needs_gpu
-from flows.stage_process import STAGE_PROGRAM, Outcome, StageProcesses
+from flows.stage_process import Outcome, StageProcesses, stage_program
 from flows.stage_task import StageFailed, run_stage
 from model.atomic import write_atomically
 
@@ -44,11 +43,7 @@ def stage(
     except BaseException:
         processes.stop()
         raise
-    report = {
-        "outcome": asdict(outcome) | {"lines": []},
-        "made": processes.made,
-        "processor_seconds": processor_seconds(),
-    }
+    report = {"outcome": asdict(outcome) | {"lines": []}, "made": processes.made}
     create_markdown_artifact(markdown=json.dumps(report), description=f"What {name} hands over to the pipeline")
     return Failed(message=outcome.reason) if outcome.status == "failed" else Completed(message=outcome.status)
 
@@ -68,13 +63,7 @@ class WorkersStage(StageProcesses):
         made.unlink(missing_ok=True)
         write_atomically(given, json.dumps({"known": self.known, "upstream": self.upstream}))
         with self.turn(stage):
-            outcome = self.run_command([*STAGE_PROGRAM, stage, str(folder)], on_line)
+            outcome = self.run_command(stage_program(stage, str(folder)), on_line)
         if outcome.status != "failed":
             self.made = json.loads(made.read_text(encoding="utf-8"))
         return outcome
-
-
-def processor_seconds() -> float:
-    """Of this process and all below it that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return round(sum(each.ru_utime + each.ru_stime for each in used), 2)

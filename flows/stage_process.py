@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flows import forks
 from flows.slots import needs_gpu, the_gpu
 
 GUARD = Path(__file__).with_name("guard.py")
-STAGE_PROGRAM = (sys.executable, "-m", "flows.stage_program")
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")  # the flag stands before the command, or DVC refuses it
 STATUS = {
     "^Running stage '": "ran",
@@ -60,7 +60,7 @@ class StageProcesses:
     def run(self, stage: str, on_line: Callable[[str], None]) -> Outcome:
         """Runs a stage to its end, handing over each line it prints."""
         with self.turn(stage):
-            return self.run_command([*STAGE_PROGRAM, stage], on_line)
+            return self.run_command(stage_program(stage), on_line)
 
     def turn(self, stage: str) -> AbstractContextManager[None]:
         """Holds the GPU while the body runs, where the stage needs one."""
@@ -131,6 +131,11 @@ def _lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
                 continue
             shown_at = time.monotonic()
         yield text
+
+
+def stage_program(*arguments: str) -> list[str]:
+    """The command of flows/stage_program.py."""
+    return forks.command("-m", "flows.stage_program", *arguments)
 
 
 def environment() -> dict[str, str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows import forks
 from flows.dvc_graph import Node, changed_stages, read_graph, recorded_outs
 from flows.server import prefect_server, running
 from flows.stage_process import StageProcesses
@@ -35,7 +36,8 @@ def main() -> int:
         check_params(root)
         with alone(root):
             prepare(root)
-            return _run(root, arguments.max_parallel)
+            with forks.serving(root):
+                return _run(root, arguments.max_parallel)
 
     return run_command("pipeline", work)
 
