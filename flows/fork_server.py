@@ -34,9 +34,22 @@ OWN = ("bench", "flows", "model", "tasks", "tests")  # a clone's code may change
 WITHOUT_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 # Libraries read these while they are loaded: a program whose values differ from the server's is started afresh.
 READ_WHILE_LOADING = (
-    *("PYTHON", "LD_", "LC_", "LANG", "HOME", "XDG_", "TMPDIR", "TZ", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "MLFLOW_", "DVC_", "GIT_", "GX_"),
-    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "TORCH", "PYTORCH_", "ATEN_", "ACCELERATE_", "MPL", "ARROW_"),
-)  # fmt: skip
+    *("PYTHON", "LD_", "LC_", "LANG", "HOME", "XDG_", "TMPDIR", "TZ"),
+    *(
+        "HF_",
+        "HUGGINGFACE_",
+        "TRANSFORMERS_",
+        "TOKENIZERS_",
+        "ACCELERATE_",
+        "MLFLOW_",
+        "DVC_",
+        "GIT_",
+        "GX_",
+        "MPL",
+        "ARROW_",
+    ),
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "TORCH", "PYTORCH_", "ATEN_"),
+)
 READ_LATER = ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE")
 UNFIT = 3
 LOOK_SECONDS = 1.0
