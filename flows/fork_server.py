@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import shlex
@@ -287,7 +288,7 @@ def main(descriptor: int, idle_seconds: float, libraries: list[str]) -> int:
             asked = time.monotonic()
         elif waiting:
             with suppress(Exception):  # a stage that needs it says what is wrong
-                importlib.import_module(waiting.pop(0))
+                pkgutil.resolve_name(waiting.pop(0))
             if unfit := why_unfit():
                 print(f"stages are started afresh: {unfit}", file=sys.stderr, flush=True)
                 forks.close()
