@@ -198,8 +198,10 @@ def become(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
     for name in [name for name in sys.modules if name.partition(".")[0] in OWN or name == module]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    if "numpy" in sys.modules:  # Python's own generator does so by itself
+    if "numpy" in sys.modules:  # global generators begin anywhere; Python's own one does so by itself
         sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     os._exit(_run(module))
 
 

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 HOST = "127.0.0.1"
 GUARD, KEEPER = Path(__file__).with_name("guard.py"), Path(__file__).with_name("keeper.py")
 SERVICES = Path(".work/services")
+# Of Prefect's server for one run: it has no schedules, workers or limits to look after, and looking costs 1 % of a core.
+NOT_NEEDED = ("SCHEDULER", "LATE_RUNS", "FOREMAN", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP", "REPOSSESSOR")
 READY_SECONDS = 600  # some seconds on an idle machine; a first start also makes the database
 
 
@@ -33,7 +35,7 @@ def prefect_server(root: Path) -> Iterator[str]:
     log.parent.mkdir(exist_ok=True)
     command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
     address = f"http://{HOST}:{port}/api"
-    process = start_module(command, log)
+    process = start_module(command, log, {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in NOT_NEEDED})
     try:
         if not wait_until_healthy(f"{address}/health", process):
             raise ValueError(f"Prefect's server did not start; its last words are in {log}")
@@ -75,11 +77,12 @@ def free_port(preferred: int) -> int:
     raise OSError(f"no free port on {HOST}")
 
 
-def start_module(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start_module(command: list[str], log: Path, settings: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
     """`python -m COMMAND` under the guard, in a session of its own, its output in `log`."""
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-S", "-E", str(GUARD), sys.executable, "-m", *command],
+            env=os.environ | settings,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -32,11 +32,11 @@ use_threads(int(sys.argv[3]))
 from training_example import CONFIG, fingerprint, fresh_network, trainer, write_rows
 work = Path(sys.argv[2])
 wide = fresh_network(replace(CONFIG, hidden_size=256, feed_forward_size=512, num_heads=4))
-run = trainer(work / "run", write_rows(work / "rows", 64), network=wide, steps=12, batch_rows=32)
+run = trainer(work / "run", write_rows(work / "rows", 64), network=wide, steps=3, batch_rows=32)
 run.run()
 matrix = numpy.random.default_rng(0).normal(size=(500, 500))
 threads = {(each["internal_api"], each["num_threads"]) for each in threadpool_info()}
-print(fingerprint(run), (matrix @ matrix).sum().hex(), torch.get_num_threads(), sorted(threads), torch.initial_seed())
+print(fingerprint(run), (matrix @ matrix).sum().hex(), torch.get_num_threads(), sorted(threads))
 """
 
 
@@ -46,13 +46,18 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks/__init__.py").touch()
     return tmp_path
 
 
 def write(folder: Path, name: str, text: str) -> None:
     (folder / f"{name}.py").write_text(text)
+
+
+def write_stage(folder: Path, text: str) -> None:
+    """The program tasks.one."""
+    (folder / "tasks").mkdir()
+    (folder / "tasks/__init__.py").touch()
+    write(folder / "tasks", "one", text)
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -96,18 +101,18 @@ def test_a_forked_program_has_the_arguments_folder_streams_and_exit_code_of_a_fr
 
 
 def test_code_that_has_changed_is_read_again_and_two_forks_draw_different_numbers(programs: Path) -> None:
-    with serving(ROOT, libraries=("numpy",)):
-        wait_for(lambda: has_loaded(programs, "numpy"), 60)
-        draws = "import random, numpy; from model.atomic import locked; print(random.random(), numpy.random.random())"
-        write(programs, "program", draws)
+    with serving(ROOT, libraries=("numpy", "torch")):
+        wait_for(lambda: has_loaded(programs, "torch"), 120)
+        draws = "import random, numpy, torch; print(random.random(), numpy.random.random(), torch.rand(1).item())"
+        write(programs, "program", "from model.atomic import locked; " + draws)
         drawn = {number for _ in range(2) for number in run(programs, "program").stdout.split()}
-        assert len(drawn) == 4
+        assert len(drawn) == 6
         write(programs, "program", "print('changed')")
         assert run(programs, "program").stdout == "changed\n"
 
 
 def test_python_inside_a_fork_is_forked_beside_it_for_stages_only(quick: Path) -> None:
-    write(quick / "tasks", "one", WHERE + "sys.exit(7)")
+    write_stage(quick, WHERE + "sys.exit(7)")
     shell = "python -m tasks.one; echo $?; python -c 'import os; print(os.getppid())'"
     write(
         quick, "program", f"import subprocess; {WHERE}print(subprocess.check_output({shell!r}, shell=True, text=True))"
@@ -173,7 +178,7 @@ def test_a_program_hears_sigterm_and_goes_with_who_stands_for_it_or_with_its_ser
 
 
 def test_a_killed_stage_ends_as_killed_and_a_killed_program_takes_what_it_started_along(quick: Path) -> None:
-    write(quick / "tasks", "one", WHERE + "import time; time.sleep(300)")
+    write_stage(quick, WHERE + "import time; time.sleep(300)")
     write(
         quick, "program", f"import os, subprocess; {WHERE}os._exit(subprocess.call('python -m tasks.one', shell=True))"
     )
