@@ -17,15 +17,14 @@ CLIENT = Path(__file__).with_name("fork_client.py")
 ADDRESS = "UNMASK_FORKS"  # where the server of stages listens
 LIBRARIES = (  # modules, or module:attribute where a package loads what is asked for; in the order in which a run wants them
     *(
-        "dvc.cli",
-        "dvc.commands.repro",
+        "dvc.cli.parser",
+        "dvc.repo.index",
+        "dvc.repo.reproduce",
         "dvc.repo.fetch",
-        "dvc.repo.graph",
-        "dvc.ignore",
-        "dvc.scm",
-        "scmrepo.git",
-        "networkx",
+        "dvc.repo.plots",
+        "dvc.repo.artifacts",
     ),
+    *("dvc.utils.strictyaml", "dvc.ignore", "dvc.scm", "scmrepo.git", "networkx"),
     *("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("sqlalchemy.dialects.sqlite", "torch", "safetensors.torch", "accelerate", "transformers:PreTrainedTokenizerFast"),
     *("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "lm_eval.evaluator", "mlflow.pyfunc"),

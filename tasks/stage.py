@@ -252,8 +252,6 @@ def _whole(value: Any, name: str, least: int) -> int:
 
 
 def _tags(root: Path, params: dict[str, Any], name: str, instance: str | None) -> dict[str, str]:
-    commit = _git(root, "rev-parse", "HEAD")
-    dirty = "+changed" if commit and _git(root, "status", "--porcelain", "--untracked-files=no") else ""
     try:
         dvc = version("dvc")
     except PackageNotFoundError:
@@ -262,16 +260,22 @@ def _tags(root: Path, params: dict[str, Any], name: str, instance: str | None) -
         "unmask.stage": name,
         "unmask.instance": instance or "",
         "unmask.preset": str(params.get("preset", "")),
-        "unmask.git": commit + dirty,
+        "unmask.git": _commit(root),
         "unmask.dvc": dvc,
     }
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _commit(root: Path) -> str:
+    """The commit, with "+changed" when tracked files differ from it; empty outside a repository and before its first commit."""
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # not a repository, or one without a commit
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         return ""
+    first, *others = done.stdout.splitlines()  # "# branch.oid COMMIT"
+    commit = first.split()[-1]
+    changed = any(not line.startswith("#") for line in others)
+    return "" if commit == "(initial)" else commit + ("+changed" if changed else "")
 
 
 def _bound_leftovers(folder: Path) -> None:
