@@ -53,7 +53,8 @@ class Matching(Wrapped):
         logits = head(hidden).float()
         log_p = functional.log_softmax(logits, -1)
         sides = self._sides(log_p, view)
-        first, second = (sides.teacher, sides.student) if self.direction == "forward" else sides[1::-1]
+        ordered = (sides.teacher, sides.student) if self.direction == "forward" else (sides.student, sides.teacher)
+        first, second = ordered
         divergence = (first.exp() * (first - second)).sum()
         truth = functional.nll_loss(log_p, view.targets, reduction="sum")
         agree = (logits.detach().argmax(-1) == sides.first).sum().float()

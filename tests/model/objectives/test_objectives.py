@@ -198,6 +198,19 @@ def test_a_student_equal_to_its_teacher_has_no_divergence(direction):
     assert float(loss_of(network(seed=6), objective, data, 0)) > 0.01
 
 
+def test_each_direction_is_the_divergence_that_it_is_named_for():
+    student, teacher, base = network(seed=6), network(seed=5), BlockDiffusion(MASK, BLOCK)
+    view = base.corrupt(batch(), torch.Generator().manual_seed(0))
+    ours, theirs = (
+        each.head(each(view.tokens, view.positions, view.pattern, None, view.graded)).float().log_softmax(-1)
+        for each in (student, teacher)
+    )
+    for direction, reference, other in (("forward", theirs, ours), ("reverse", ours, theirs)):
+        expected = torch.nn.functional.kl_div(other, reference, reduction="batchmean", log_target=True)
+        loss = loss_of(student, MatchTeacher(base, teacher, 1.0, direction), batch(), 0)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5), direction
+
+
 @pytest.mark.parametrize("draw", ["iid_t", "exact_count"])
 def test_every_segment_hides_something_and_nothing_unmaskable(draw):
     segments = torch.arange(32).div(4, rounding_mode="floor").expand(50, -1)
