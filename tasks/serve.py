@@ -122,6 +122,7 @@ def serve(root: Path, options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: None)
     asyncio.run(server.serve(sockets=[listener]))
+    champion.end()
     for error in failures:
         raise error
     LOG.info("ended: every answer that had begun is out")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+from model.apps.engine import Engine
 from tasks.serving.figures import ServerFigures
 from tasks.serving.models import Served, Source, find_source, load
 from tasks.serving.settings import ServeConfig
@@ -20,6 +21,7 @@ class Champion:
         self.retired: list[Served] = []
         self.figures = ServerFigures(self.running)
         self._refused: Source | None = None
+        self._engines: list[Engine] = []  # of every model loaded here, also of one that nobody waits for any more
 
     def running(self) -> list[Served]:
         """The model that answers, then those that still finish their rows."""
@@ -28,7 +30,7 @@ class Champion:
 
     async def start(self, source: Source) -> None:
         """Loads the first model."""
-        self._take(await asyncio.to_thread(load, source, self.config))
+        self._take(await asyncio.to_thread(self._load, source))
 
     async def watch(self) -> None:
         """Looks for ever, every `reload_seconds`; a registry that is away, or a version that does not load, changes nothing."""
@@ -45,8 +47,9 @@ class Champion:
         source = await asyncio.to_thread(find_source, self.root, self.config.model)
         if source in (self.current.source, self._refused):
             return
+        LOG.info("%s is being loaded, %s answers meanwhile", source.label, self.current.source.label)
         try:
-            served = await asyncio.to_thread(load, source, self.config)
+            served = await asyncio.to_thread(self._load, source)
         except Exception:
             self._refused = source  # said once; the next version is tried again
             self.figures.reloads.labels("failed").inc()
@@ -61,6 +64,17 @@ class Champion:
         """The engines end when their rows are done."""
         for served in self.running():
             served.engine.close()
+
+    def end(self) -> None:
+        """Returns when no decoder's thread is left: the interpreter must not end under one. For after the event loop."""
+        for engine in self._engines:
+            engine.close()
+            engine.join(self.config.drain_seconds)
+
+    def _load(self, source: Source) -> Served:
+        served = load(source, self.config)
+        self._engines = [*(engine for engine in self._engines if engine.is_running), served.engine]
+        return served
 
     def _take(self, served: Served) -> None:
         self.current = served
