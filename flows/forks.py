@@ -15,19 +15,38 @@ from pathlib import Path
 
 CLIENT = Path(__file__).with_name("fork_client.py")
 ADDRESS = "UNMASK_FORKS"  # where the server of stages listens
-LIBRARIES = (  # modules, or module:attribute where a package loads what is asked for; in the order in which a run wants them
+# Modules, or module:attribute where a package loads what is asked for; in the order in which a run wants them.
+LOOKING = (  # what a look at the world and at the registry loads
     *(
         "dvc.cli.parser",
         "dvc.repo.index",
         "dvc.repo.reproduce",
         "dvc.repo.fetch",
         "dvc.repo.plots",
-        "dvc.repo.artifacts",
+        "dvc.ignore",
+        "dvc.scm",
     ),
-    *("dvc.utils.strictyaml", "dvc.ignore", "dvc.scm", "scmrepo.git", "networkx"),
-    *("mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
-    *("sqlalchemy.dialects.sqlite", "torch", "safetensors.torch", "accelerate", "transformers:PreTrainedTokenizerFast"),
-    *("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "lm_eval.evaluator", "mlflow.pyfunc"),
+    *(
+        "dvc.repo.artifacts",
+        "dvc.utils.strictyaml",
+        "scmrepo.git",
+        "networkx",
+        "mlflow.tracking",
+        "sqlalchemy.dialects.sqlite",
+    ),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+)
+LIBRARIES = (
+    *LOOKING,
+    *(
+        "torch",
+        "safetensors.torch",
+        "accelerate",
+        "transformers:PreTrainedTokenizerFast",
+        "torch._dynamo",
+        "lm_eval.evaluator",
+    ),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "mlflow.pyfunc"),
 )
 
 

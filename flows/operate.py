@@ -27,8 +27,7 @@ def retrain_command() -> int:
         check_params(root)
         with alone(root):
             prepare(root)
-            with forks.serving(root):
-                return _retrain(root, arguments.max_parallel)
+            return _retrain(root, arguments.max_parallel)
 
     return run_command("retrain", work)
 
@@ -36,14 +35,15 @@ def retrain_command() -> int:
 def _retrain(root: Path, max_parallel: int) -> int:
     processes = StageProcesses(root)
     try:
-        news = look(root, processes, lambda line: print(line, flush=True))
+        with forks.serving(root, forks.LOOKING):
+            news = look(root, processes, lambda line: print(line, flush=True))
     except BaseException:
         processes.stop()
         raise
     if not news.is_any:
         print("\nretrain: nothing is new: no new data, all stages up to date, all challengers judged")
         return 0
-    with prefect_server(root):
+    with forks.serving(root), prefect_server(root):
         from flows.retrain import as_parameter, retrain
 
         return _ended("retrain", lambda: retrain(max_parallel, as_parameter(news), return_state=True))

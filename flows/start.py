@@ -36,8 +36,7 @@ def main() -> int:
         check_params(root)
         with alone(root):
             prepare(root)
-            with forks.serving(root):
-                return _run(root, arguments.max_parallel)
+            return _run(root, arguments.max_parallel)
 
     return run_command("pipeline", work)
 
@@ -130,12 +129,13 @@ def _run(root: Path, max_parallel: int) -> int:
     already: dict[str, list[str]] = {}
     if not changed_stages(root):
         print(f"pipeline: all {len(graph)} stages are up to date; looking for new data", flush=True)
-        settled, already = _look(root, graph)
+        with forks.serving(root, forks.LOOKING):
+            settled, already = _look(root, graph)
         if settled:
             _show_table(root)
             print(f"\npipeline: nothing has changed, all {len(graph)} stages are up to date")
             return 0
-    with prefect_server(root):
+    with forks.serving(root), prefect_server(root):
         from flows.pipeline import pipeline
 
         try:
