@@ -1,39 +1,39 @@
 """The model that is served, without a server around it."""
 
 import asyncio
-import logging
 import threading
 from pathlib import Path
 
-import pytest
-
 from tasks.serving.champion import Champion
-from tasks.serving.models import find_source
+from tasks.serving.models import Served, Source, find_source
 from tests.tasks.serving.conftest import add_version, config
 
 
-def decoders() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "decoder"]
+class Told(Champion):
+    """Says when it begins to load a version."""
+
+    begins = threading.Event()
+
+    def _load(self, source: Source) -> Served:
+        self.begins.set()
+        return super()._load(source)
 
 
-def test_no_decoder_outlives_a_server_that_ends_while_another_version_is_loaded(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+def test_no_decoder_outlives_a_server_that_ends_while_another_version_is_loaded(tmp_path: Path) -> None:
     add_version(tmp_path, 1, "champion")
-    champion = Champion(tmp_path, config())
+    champion = Told(tmp_path, config())
 
     async def serve() -> None:
         await champion.start(find_source(tmp_path, champion.config.model))
+        champion.begins.clear()
         add_version(tmp_path, 2, "champion")
         looking = asyncio.create_task(champion.look())
-        while "is being loaded" not in caplog.text:
+        while not champion.begins.is_set():
             await asyncio.sleep(0.001)
-        await asyncio.sleep(0.05)  # its thread has begun
         looking.cancel()
         champion.close()
 
     asyncio.run(serve())
     assert champion.current is not None and champion.current.source.version == "1"
     champion.end()
-    assert not decoders()
+    assert "decoder" not in [thread.name for thread in threading.enumerate()]
