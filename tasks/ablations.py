@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from tasks.ablation_plan import ARMS, FOLDER, finished, read_plan
 from tasks.environment import quiet
 
 EXPERIMENT = "ablations"
+PANELS_IN_A_ROW = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,21 +153,23 @@ def draw(path: Path, question: dict[str, Any], measures: dict[str, dict[str, dic
     matplotlib.rcParams["svg.hashsalt"] = "ablations"
     from matplotlib.figure import Figure
 
-    rows = max(map(len, measures.values()))
-    figure = Figure(figsize=(4.2 * len(measures), 0.5 * rows + 1.4), layout="constrained")
-    for axes, (measure, arms) in zip(
-        figure.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True
-    ):
-        reached = {arm: figures for arm, figures in arms.items() if math.isfinite(figures["mean"])}
-        for place, figures in enumerate(reached.values()):
-            axes.plot(
-                list(figures["values"].values()), [place] * len(figures["values"]), "o", color="#3b6ea5", alpha=0.6
-            )
-            axes.plot([figures["mean"]], [place], "|", color="black", markersize=16)
-        if question["control"] in reached:
+    names = list(dict.fromkeys(arm for arms in measures.values() for arm in arms))
+    columns = min(PANELS_IN_A_ROW, len(measures))
+    rows = -(-len(measures) // columns)
+    figure = Figure(figsize=(3 + 2.4 * columns, rows * (0.35 * len(names) + 0.8)), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    for (measure, arms), axes in zip(measures.items(), panels, strict=False):
+        for place, arm in enumerate(names):
+            if arm in arms and math.isfinite(arms[arm]["mean"]):
+                values = list(arms[arm]["values"].values())
+                axes.plot(values, [place] * len(values), "o", color="#3b6ea5", alpha=0.6)
+                axes.plot([arms[arm]["mean"]], [place], "|", color="black", markersize=16)
+        if math.isfinite(arms.get(question["control"], {"mean": math.nan})["mean"]):
             axes.axvline(arms[question["control"]]["mean"], color="#999999", linewidth=0.8)
-        axes.set(yticks=range(len(reached)), yticklabels=list(reached), title=measure)
-        axes.invert_yaxis()
+        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        axes.set_title(measure, fontsize="medium")
+    for axes in panels:  # the last row may have fewer
+        axes.set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 
@@ -189,7 +193,7 @@ def record(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> None:
                 for measure, arms in measures.items():
                     value = arms.get(arm, {"values": {}})["values"].get(seed, math.inf)
                     if math.isfinite(value):
-                        client.log_metric(run, measure.replace("%", ""), value)
+                        client.log_metric(run, re.sub(r"[^\w\-. :/]", "", measure), value)  # what MLflow allows
                 for file in sorted((folder / "data/curves").glob("*.csv")):
                     log_curve(client, run, file)
                 client.set_terminated(run)
