@@ -67,6 +67,7 @@ def test_a_version_without_a_record_stops_the_cleaning(checkout: Checkout, tmp_p
 
 
 def test_a_version_whose_run_was_deleted_for_good_stops_the_cleaning(checkout: Checkout, tmp_path: Path) -> None:
+    (checkout.root / "dvc.lock").write_text("schema: '2.0'\n")
     register(checkout.root, "kept")
     client, _ = open_store(checkout.root)
     (version,) = client.search_model_versions()
