@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flows.fork_server import LOOK_SECONDS, UNFIT, Forks, become, remember_settings
+from flows.fork_server import UNFIT
+from flows.forking import LOOK_SECONDS, Forks, become, remember_settings
 from flows.forks import ADDRESS, CLIENT, address_in, listening, start_server
 
 IDLE_SECONDS = 60.0  # a run's stages follow each other faster
@@ -59,7 +60,8 @@ def _serve(worker: int, listener: socket.socket, stages: socket.socket | None = 
             server = start_server(stages, Path.cwd(), IDLE_SECONDS)
         if server and server.pid in engines.ended:
             if engines.ended[server.pid] == UNFIT:
-                stages = stages.close()  # whoever asks from now on starts afresh
+                stages.close()  # whoever asks from now on starts afresh
+                stages = None
             server = None
 
 

@@ -1,4 +1,4 @@
-"""Stands for a program that flows/fork_server.py forks: python -S -E flows/fork_client.py SOCKET -m MODULE [ARGUMENT ...]
+"""Stands for a program that flows/forking.py forks: python -S -E flows/fork_client.py SOCKET -m MODULE [ARGUMENT ...]
 
 Hands its environment, folder and streams over, passes signals on, and ends with the program's exit code. Where no server answers,
 or it refuses, the program is started afresh in the place of this process. Standard library only: it starts in milliseconds.

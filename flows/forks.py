@@ -17,36 +17,33 @@ CLIENT = Path(__file__).with_name("fork_client.py")
 ADDRESS = "UNMASK_FORKS"  # where the server of stages listens
 # Modules, or module:attribute where a package loads what is asked for; in the order in which a run wants them.
 LOOKING = (  # what a look at the world and at the registry loads
-    *(
-        "dvc.cli.parser",
-        "dvc.repo.index",
-        "dvc.repo.reproduce",
-        "dvc.repo.fetch",
-        "dvc.repo.plots",
-        "dvc.ignore",
-        "dvc.scm",
-    ),
-    *(
-        "dvc.repo.artifacts",
-        "dvc.utils.strictyaml",
-        "scmrepo.git",
-        "networkx",
-        "mlflow.tracking",
-        "sqlalchemy.dialects.sqlite",
-    ),
-    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    "dvc.cli.parser",
+    "dvc.repo.index",
+    "dvc.repo.reproduce",
+    "dvc.repo.fetch",
+    "dvc.repo.plots",
+    "dvc.ignore",
+    "dvc.scm",
+    "dvc.repo.artifacts",
+    "dvc.utils.strictyaml",
+    "scmrepo.git",
+    "networkx",
+    "mlflow.tracking",
+    "sqlalchemy.dialects.sqlite",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
 )
 LIBRARIES = (
     *LOOKING,
-    *(
-        "torch",
-        "safetensors.torch",
-        "accelerate",
-        "transformers:PreTrainedTokenizerFast",
-        "torch._dynamo",
-        "lm_eval.evaluator",
-    ),
-    *("matplotlib.figure", "matplotlib.backends.backend_agg", "mlflow.pyfunc"),
+    "torch",
+    "safetensors.torch",
+    "accelerate",
+    "transformers:PreTrainedTokenizerFast",
+    "torch._dynamo",
+    "lm_eval.evaluator",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "mlflow.pyfunc",
 )
 
 

@@ -53,8 +53,9 @@ class Matching(Wrapped):
         logits = head(hidden).float()
         log_p = functional.log_softmax(logits, -1)
         sides = self._sides(log_p, view)
-        ordered = (sides.teacher, sides.student) if self.direction == "forward" else (sides.student, sides.teacher)
-        first, second = ordered
+        first, second = sides.teacher, sides.student
+        if self.direction == "reverse":
+            first, second = second, first
         divergence = (first.exp() * (first - second)).sum()
         truth = functional.nll_loss(log_p, view.targets, reduction="sum")
         agree = (logits.detach().argmax(-1) == sides.first).sum().float()
