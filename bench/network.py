@@ -9,8 +9,10 @@ cross-entropy on every position.
 Step: a whole training step of either as its user makes it. Theirs is what transformers' Trainer does by default: loss of
 LlamaForCausalLM(labels=...), backward pass, gradients clipped to 1, fused AdamW; ours is what our loop does: rows laid out, the
 last layer and the head only where a token is graded, the loss read in pieces, then the same clipping and optimizer. Pretraining
-grades every token, fine-tuning the second half of each row (a prompt before it, labels -100). bfloat16 is autocast on both sides,
-weights stay float32.
+grades every token of full rows, fine-tuning the second half of each row (a prompt before it, labels -100), conversations have
+the lengths that conversations have: a prompt and an answer of 1/6 to 1/2 of the row each, of which Trainer pads the shorter to
+the longest. bfloat16 is autocast on both sides, weights stay float32. `products alone` is how much of our pretraining step its
+matrix products take: theirs / ours divided by it is what no program that computes the same products could pass.
 
 Both sides of a row run in turn in this process; a row shows both medians and the median of the ratios theirs / ours
 (above 1: ours is faster). One thread on a CPU is timed in processor time, which other programs on the machine disturb least;
@@ -23,12 +25,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from bench.llama import copy_weights, llama
+from bench.training import Size, made_up
 from model.network.config import NetworkConfig
 from model.network.experts import MixtureOfExperts
 from model.network.feed_forward import FeedForward
@@ -72,8 +76,8 @@ MIXTURES = (
     MixtureShape("decoding, 256 experts, most empty", 32, 256, 128, 256, 2),
 )
 DENSE = (
-    DenseShape("tiny", 16, 96, 128, 4, 4, 4, 320, 512),
-    DenseShape("nano, grouped queries", 2, 256, 512, 4, 8, 2, 1408, 6400),
+    DenseShape("tiny", 16, 96, 128, 4, 4, 4, 320, 768),
+    DenseShape("nano, grouped queries", 8, 256, 512, 4, 8, 2, 1408, 6400),
 )
 
 
@@ -170,6 +174,16 @@ class Dense:
             net.to(device, dtype)
         return self
 
+    def conversations(self, seed: int, device: str) -> Batch:
+        """One conversation a row, padded to the longest."""
+        shape = self.shape
+        size = Size(
+            shape.vocabulary, shape.hidden, shape.layers, shape.heads, shape.width, shape.batch, shape.rows, block=1
+        )
+        batch = made_up(size, seed)
+        longest = int((batch.documents >= 0).sum(1).max())
+        return Batch(*(values[:, :longest].to(device) for values in batch.tensors()))
+
     def batch(self, prompt: int, device: str) -> Batch:
         """Rows of one document each whose first `prompt` tokens are not graded."""
         tokens = torch.randint(0, self.shape.vocabulary, (self.shape.batch, self.shape.rows), device=device)
@@ -181,9 +195,9 @@ def dense_rows(shape: DenseShape, dtype: torch.dtype, device: str) -> Iterator[t
     """(what is timed, {side: call}) of networks whose weights are in `dtype`."""
     dense = Dense(shape).to(device, dtype)
     batch = dense.batch(0, device)
+    view = NextToken().corrupt(batch, torch.Generator())
 
     def our_logits(net: Transformer) -> torch.Tensor:
-        view = NextToken().corrupt(batch, torch.Generator())
         return net.head(net(view.tokens, view.positions, view.pattern)).flatten(0, 1)
 
     def their_logits(net: nn.Module) -> torch.Tensor:
@@ -218,10 +232,11 @@ def step_rows(shape: DenseShape, dtype: torch.dtype, device: str) -> Iterator[tu
         return total / count
 
     def their_loss(net: nn.Module, batch: Batch) -> torch.Tensor:
-        return net(input_ids=batch.tokens, labels=torch.where(batch.graded, batch.tokens, -100)).loss
+        real, labels = batch.documents >= 0, torch.where(batch.graded, batch.tokens, -100)
+        return net(input_ids=batch.tokens, attention_mask=real.long(), labels=labels).loss
 
-    def step(name: str, batch: Batch) -> float:
-        net, optimizer = nets[name], optimizers[name]
+    def step(name: str, batches: Iterator[Batch]) -> float:
+        net, optimizer, batch = nets[name], optimizers[name], next(batches)
         with autocast():
             loss = (their_loss if name == "Llama" else our_loss)(net, batch)
         loss.backward()
@@ -230,9 +245,29 @@ def step_rows(shape: DenseShape, dtype: torch.dtype, device: str) -> Iterator[tu
         optimizer.zero_grad()
         return loss.item()
 
-    for what, prompt in (("pretraining step", 0), ("fine-tuning step", shape.rows // 2)):
-        batch = dense.batch(prompt, device)
-        yield what, {name: partial(step, name, batch) for name in nets}
+    batches = {
+        "pretraining step": [dense.batch(0, device)],
+        "fine-tuning step": [dense.batch(shape.rows // 2, device)],
+        "conversations step": [dense.conversations(seed, device) for seed in range(8)],
+    }
+    for what, some in batches.items():
+        alone = {"products alone": Products(shape, dtype, device)} if what == "pretraining step" else {}
+        yield what, {name: partial(step, name, cycle(some)) for name in nets} | alone
+
+
+class Products:
+    """The matrix products of one pretraining step and nothing else: forward, and backward to inputs and to weights."""
+
+    def __init__(self, shape: DenseShape, dtype: torch.dtype, device: str) -> None:
+        wide, shared = shape.hidden, shape.shared * (shape.hidden // shape.heads)
+        layer = [(wide + 2 * shared, wide), (wide, wide), (2 * shape.width, wide), (wide, shape.width)]
+        tokens, matrices = shape.batch * shape.rows, shape.layers * layer + [(shape.vocabulary, wide)]
+        make = partial(torch.randn, dtype=dtype, device=device)
+        self.operands = [(make(tokens, into), make(out, into), make(tokens, out)) for out, into in matrices]
+
+    def __call__(self) -> None:
+        for x, weight, gradient in self.operands:
+            x @ weight.T, gradient @ weight, gradient.T @ x
 
 
 def medians(

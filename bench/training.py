@@ -7,7 +7,9 @@ accelerate and transformers' Trainer have it). Our way is what the training loop
 one thread. A line has the median of the ratios of processor time, tokens of the rows (padding not counted) a second of it, the
 largest difference of the losses on equal weights, and what a step takes at most beyond weights, gradients and optimizer state
 (resident memory of a process of its own in which a tiny step went before, so that libraries are loaded; the largest of three
-steps). Rows are made up: one conversation each, a prompt and an answer of 1/6 to 1/2 of the row.
+steps). Rows are made up: one conversation each, a prompt and an answer of 1/6 to 1/2 of the row. `match_stored_teacher` is
+distillation from the second epoch on with `teacher_cache`: our teacher has answered before (its 64 likeliest tokens and one class
+for all others, so the losses differ more), the plain way asks it again.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from model.noise import HidingConfig, draw_hidden
 from model.objectives.block_diffusion import BlockDiffusion
 from model.objectives.confidence import Confidence
 from model.objectives.masked_diffusion import MaskedDiffusion
-from model.objectives.match_teacher import MatchTeacher
+from model.objectives.match_teacher import MatchStoredTeacher, MatchTeacher, with_tail
 from model.objectives.next_token import NextToken
 from model.text.batch import Batch
 
@@ -52,7 +54,9 @@ class Size:
 
 SIZES = {"tiny": Size(768, 128, 4, 4, 320, 16, 96), "nano": Size(6400, 512, 8, 8, 1408, 8, 256)}
 WARM = Size(32, 16, 2, 2, 32, 2, 32)  # loads the libraries
-METHODS = ("next_token", "masked_diffusion", "block_diffusion", "confidence", "match_teacher")
+METHODS = ("next_token", "masked_diffusion", "block_diffusion", "confidence", "match_teacher", "match_stored_teacher")
+DISTILLED = METHODS[4:]  # students have half of the layers
+TOP_K = 64  # of a stored teacher, as tasks.distill_draft keeps by itself
 
 
 def network(size: Size, seed: int, layers: int) -> Transformer:
@@ -74,7 +78,31 @@ def made_up(size: Size, seed: int) -> Batch:
     column = torch.arange(size.length).expand(size.rows, -1)
     real = column < (prompt + answer + size.block - 1) // size.block * size.block
     tokens = torch.randint(0, size.mask, (size.rows, size.length), generator=rng)
-    return Batch(tokens, real.long() - 1, column * real, real & (column >= prompt))
+    samples = torch.stack((torch.arange(size.rows), torch.zeros(size.rows, dtype=torch.long)), 1)
+    return Batch(tokens, real.long() - 1, column * real, real & (column >= prompt), samples)
+
+
+class Remembered:
+    """What a teacher said about the last batch it was asked about, as model/objectives/stored_answers.py reads it from disk."""
+
+    def __init__(self, asked: MatchTeacher) -> None:
+        self.asked = asked
+
+    @torch.no_grad()
+    def ask(self, batch: Batch, seed: int) -> None:
+        self.drawn = self.asked.base.draw(batch, torch.Generator().manual_seed(seed))
+        logits = self.asked.logits(self.asked.base.view(batch, *self.drawn))
+        ids = logits.topk(min(TOP_K, logits.shape[1])).indices
+        self.answered = ids, with_tail(logits.log_softmax(-1), ids)
+
+    def find(self, samples: torch.Tensor) -> None:
+        """Here there is one batch only."""
+
+    def masks(self, records: None, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.drawn
+
+    def answers(self, records: None, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.answered
 
 
 class Ours:
@@ -83,14 +111,21 @@ class Ours:
     def __init__(self, size: Size, name: str) -> None:
         teacher = network(size, 1, size.layers)
         block = BlockDiffusion(size.mask, size.block, HIDING)
+        self.remembered = Remembered(MatchTeacher(block, teacher))
         self.method = {
             "next_token": NextToken(),
             "masked_diffusion": MaskedDiffusion(size.mask, HIDING),
             "block_diffusion": block,
             "confidence": Confidence(block, 2.0, 0.5),
             "match_teacher": MatchTeacher(block, teacher),
+            "match_stored_teacher": MatchStoredTeacher(block, self.remembered),
         }[name]
-        self.net = network(size, 0, size.layers // 2 if name == "match_teacher" else size.layers)
+        self.net = network(size, 0, size.layers // 2 if name in DISTILLED else size.layers)
+
+    def prepare(self, batch: Batch, seed: int) -> None:
+        """What an earlier epoch has left."""
+        if isinstance(self.method, MatchStoredTeacher):
+            self.remembered.ask(batch, seed)
 
     def loss(self, batch: Batch, seed: int) -> torch.Tensor:
         view = self.method.corrupt(batch, torch.Generator().manual_seed(seed))
@@ -104,13 +139,16 @@ class Plain:
 
     def __init__(self, size: Size, name: str) -> None:
         self.size, self.name = size, name
-        ours = network(size, 0, size.layers // 2 if name == "match_teacher" else size.layers)
+        ours = network(size, 0, size.layers // 2 if name in DISTILLED else size.layers)
         self.net = llama(ours.config)
         copy_weights(ours, self.net)
-        if name == "match_teacher":
+        if name in DISTILLED:
             ours = network(size, 1, size.layers)
             self.teacher = llama(ours.config).eval().requires_grad_(False)
             copy_weights(ours, self.teacher)
+
+    def prepare(self, batch: Batch, seed: int) -> None:
+        """Nothing is left from an earlier epoch."""
 
     def loss(self, batch: Batch, seed: int) -> torch.Tensor:
         if self.name == "next_token":
@@ -137,7 +175,7 @@ class Plain:
         allowed = pattern.allowed()
         logits = self._logits(self.net, tokens, positions, allowed)[:, : size.length]
         losses = _losses(logits, batch.tokens)
-        if name == "match_teacher":
+        if name in DISTILLED:
             with torch.no_grad():
                 taught = self._logits(self.teacher, tokens, positions, allowed)[:, : size.length].log_softmax(-1)
             divergence = (taught.exp() * (taught - logits.log_softmax(-1))).sum(-1)
@@ -192,6 +230,7 @@ def compare(size: Size, name: str, steps: int, precision: str) -> Comparison:
     for step in range(steps + 1):
         batch, spent, losses = made_up(size, step), [], []
         copy_weights(ours.net, plain.net)
+        ours.prepare(batch, step)
         for side in sides:
             began = time.thread_time()
             losses.append(side.step(batch, step))
@@ -213,13 +252,17 @@ def peak_bytes(options: argparse.Namespace, name: str, way: str) -> int:
 
 def own_peak(size: Size, name: str, way: type, precision: str) -> int:
     """Prints nothing: for the process that `peak_bytes` starts."""
-    Side(way(WARM, name), precision).step(made_up(WARM, 0), 0)
+    warm, batch = Side(way(WARM, name), precision), made_up(WARM, 0)
+    warm.way.prepare(batch, 0)
+    warm.step(batch, 0)
     side = Side(way(size, name), precision)
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
     before = _kilobytes(status, "VmRSS")
     for step in range(3):
-        side.step(made_up(size, step), step)
+        batch = made_up(size, step)
+        side.way.prepare(batch, step)
+        side.step(batch, step)
     state = (
         3 * 4 * sum(parameter.numel() for parameter in side.way.net.parameters())
     )  # gradients and AdamW's two moments

@@ -91,7 +91,7 @@ Research on language modelling, decoding and distillation; a base for fine-tunin
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = {loading}
 ids = tokenizer.apply_chat_template(
     [{{"role": "user", "content": "..."}}], add_generation_prompt=True, return_tensors="pt", return_dict=False

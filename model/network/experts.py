@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from model.network.config import NetworkConfig
 from model.network.experts_on_cpu import GroupedLinear, GroupedSum, busy_experts
-from model.network.feed_forward import FeedForward, SwiGLU
+from model.network.feed_forward import FeedForward, SwiGLU, swiglu
 
 
 class Router(nn.Module):
@@ -89,7 +89,7 @@ class MixtureOfExperts(nn.Module):
         rows = _Reorder.apply(x.to(_product_dtype(x)), order, back, kept)
         if type(x) is Tensor and x.device.type == "cpu":  # a tensor without memory (tasks/plan.py) has no counts
             busy = busy_experts(counts)
-            wide = SwiGLU.apply(GroupedLinear.apply(rows, self.gate_up.to(rows.dtype), busy))
+            wide = swiglu(GroupedLinear.apply(rows, self.gate_up.to(rows.dtype), busy))
             places = back.view_as(weights)
             return GroupedSum.apply(wide, self.down.to(rows.dtype), weights, places, order, busy).to(x.dtype)
         rows = _grouped_linear(SwiGLU.apply(_grouped_linear(rows, self.gate_up, ends)), self.down, ends)

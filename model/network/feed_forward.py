@@ -24,7 +24,15 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """The transformed states, same shape."""
-        return self.down(SwiGLU.apply(self.gate_up(x)))
+        return self.down(swiglu(self.gate_up(x)))
+
+
+def swiglu(gate_up: Float[Tensor, "*batch twice"]) -> Float[Tensor, "*batch once"]:
+    """silu(gate) * up of [gate ; up], which nobody else may need: without a way back it is overwritten."""
+    if torch.is_grad_enabled():
+        return SwiGLU.apply(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return functional.silu(gate, inplace=True).mul_(up)
 
 
 class SwiGLU(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from model.training.mlflow_tracker import open_tracker
 from model.training.tracker import RunIdentity
 from tasks.export import main
 from tasks.fingerprint import fingerprint
+from tasks.parameters import load_params
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 PIPELINE = """stages:
@@ -85,6 +88,21 @@ def test_an_own_export_opens_in_transformers_with_its_tokenizer_and_holds_the_sa
     answer = face.generate(inputs=ids, eos_early_stop=True, gen_length=16, block_length=8, steps=8, temperature=0.0)
     assert answer.shape[0] == 1
     assert 1 <= answer.shape[1] <= 16
+
+
+def test_what_the_readme_exports_the_default_preset_can(root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(shutil.copytree(root, tmp_path / "root"))
+    checkout = Path(__file__).resolve().parents[2]
+    tokenizer = load_tokenizer(root / "tokenizer")
+    config = NetworkConfig(
+        vocabulary_size=len(tokenizer), block_tokens=16, attention="block_causal",
+        mask_token_id=tokenizer.convert_tokens_to_ids("<|mask|>"), **load_params(checkout / "presets/tiny.yaml")["network"],
+    )  # fmt: skip
+    save_checkpoint(Path("data/models/tune_cap"), Transformer(config), config, root / "tokenizer")
+    lines = [line for line in (checkout / "README.md").read_text().splitlines() if "-m tasks.export" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert main(shlex.split(line, comments=True)[3:]) == 0, line
 
 
 @pytest.mark.slow
