@@ -10,9 +10,9 @@ Step: a whole training step of either as its user makes it. Theirs is what trans
 LlamaForCausalLM(labels=...), backward pass, gradients clipped to 1, fused AdamW; ours is what our loop does: rows laid out, the
 last layer and the head only where a token is graded, the loss read in pieces, then the same clipping and optimizer. Pretraining
 grades every token of full rows, fine-tuning the second half of each row (a prompt before it, labels -100), conversations have
-the lengths that conversations have: a prompt and an answer of 1/6 to 1/2 of the row each, of which Trainer pads the shorter to
-the longest. bfloat16 is autocast on both sides, weights stay float32. `products alone` is how much of our pretraining step its
-matrix products take: theirs / ours divided by it is what no program that computes the same products could pass.
+the lengths of real ones (bench/training.py), which Trainer pads to the longest of the batch. bfloat16 is autocast on both sides,
+weights stay float32. `products alone` is how much of our pretraining step its matrix products take: theirs / ours divided by it
+is what no program that computes the same products could pass.
 
 Both sides of a row run in turn in this process; a row shows both medians and the median of the ratios theirs / ours
 (above 1: ours is faster). One thread on a CPU is timed in processor time, which other programs on the machine disturb least;
@@ -23,7 +23,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 
@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional
 
 from bench.llama import copy_weights, llama
-from bench.training import Size, made_up
+from bench.training import SIZES, made_up
 from model.network.config import NetworkConfig
 from model.network.experts import MixtureOfExperts
 from model.network.feed_forward import FeedForward
@@ -176,10 +176,7 @@ class Dense:
 
     def conversations(self, seed: int, device: str) -> Batch:
         """One conversation a row, padded to the longest."""
-        shape = self.shape
-        size = Size(
-            shape.vocabulary, shape.hidden, shape.layers, shape.heads, shape.width, shape.batch, shape.rows, block=1
-        )
+        size = replace(SIZES[self.shape.name.split(",")[0]], rows=self.shape.batch, block=1)
         batch = made_up(size, seed)
         longest = int((batch.documents >= 0).sum(1).max())
         return Batch(*(values[:, :longest].to(device) for values in batch.tensors()))

@@ -69,7 +69,7 @@ class DocumentMasks:
             chosen = torch.zeros(sum(sizes), dtype=torch.bool, device=columns.device)
             asked = list(chosen.index_fill_(0, columns[0], True).split(sizes))
             counts = torch.stack([part.sum() for part in asked]).tolist()
-        query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+        query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
         parts = zip(
             self.groups, self.masks, asked, query.split(counts), key.split(sizes), value.split(sizes), strict=True
         )

@@ -125,7 +125,7 @@ class Layer(nn.Module):
             columns, real = asked_columns(asked)
         mixed = self.attention.mix(self.read(x, turn, columns), allowed, index, columns)
         if flat:
-            x, mixed = x[0, asked], mixed[0]
+            x, mixed = x.squeeze(0)[asked], mixed.squeeze(0)
         elif asked is not None:
             x, mixed = x[asked], mixed[real]
         return self.write(x, mixed)
