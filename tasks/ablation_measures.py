@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ Answers = dict[str, list[float]]  # benchmark -> right or wrong per test questio
 STUDENT = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), start=2))
 
 
-def measured(place: list[str] | dict[str, str], folders: dict[int, Path], control: dict[int, Path]) -> dict[int, float]:
-    """The measure of every seed: a number of data/metrics, or the steps of a curve until it is where the control's ended."""
+def measured(place: list[str] | dict[str, Any], folders: dict[int, Path], control: dict[int, Path]) -> dict[int, float]:
+    """The measure of every seed: a number of data/metrics, the score of an evaluation at some tokens per forward, or the steps of
+    a curve until it is where the control's ended."""
+    name = file_of(place)
     if isinstance(place, list):
-        return {seed: value_at(folder / "data/metrics" / place[0], place[1:]) for seed, folder in folders.items()}
-    name, series = f"data/curves/{place['curve']}.csv", place["series"]
+        return {seed: value_at(folder / name, place[1:]) for seed, folder in folders.items()}
+    if "evaluation" in place:
+        return {seed: score_at(folder / name, place["tokens_per_forward"]) for seed, folder in folders.items()}
+    series = place["series"]
     ends = {seed: curve_of(folder / name, series)[-1][1] for seed, folder in control.items()}
     return {
         seed: steps_until(curve_of(folder / name, series), ends[seed])
@@ -28,9 +33,20 @@ def measured(place: list[str] | dict[str, str], folders: dict[int, Path], contro
     }
 
 
-def place_of(place: list[str] | dict[str, str], instance: str) -> list[str] | dict[str, str]:
+def file_of(place: list[str] | dict[str, Any]) -> str:
+    """The file of a job's folder that a measure reads."""
+    if isinstance(place, list):
+        return f"data/metrics/{place[0]}"
+    return f"data/metrics/{place['evaluation']}" if "evaluation" in place else f"data/curves/{place['curve']}.csv"
+
+
+def place_of(place: list[str] | dict[str, Any], instance: str) -> list[str] | dict[str, Any]:
     """The place for one model: `{instance}` is its name."""
-    return [key.replace("{instance}", instance) for key in place] if isinstance(place, list) else place
+    if isinstance(place, list):
+        return [key.replace("{instance}", instance) for key in place]
+    return {
+        key: value.replace("{instance}", instance) if isinstance(value, str) else value for key, value in place.items()
+    }
 
 
 def curve_of(file: Path, series: str) -> list[tuple[float, float]]:
@@ -48,6 +64,23 @@ def steps_until(curve: list[tuple[float, float]], level: float) -> float:
     for (before, high), (step, value) in zip([curve[0], *curve], curve, strict=False):
         if value <= level:
             return step if high <= level else before + (step - before) * (high - level) / (high - value)
+    return math.inf
+
+
+def score_at(file: Path, tokens_per_forward: float) -> float:
+    """The score of 100 where an evaluation's thresholds, joined by straight lines, have so many tokens per forward.
+
+    Infinite where all lie on one side of it.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    points = sorted(
+        (point["tokens_per_forward"]["value"], point["score"]["value"])
+        for name, point in {**found["sweep"]["test"], **found["test"]}.items()
+        if name.startswith("threshold=")
+    )
+    for (left, low), (right, high) in pairwise(points):
+        if left <= tokens_per_forward <= right:
+            return low + (high - low) * (tokens_per_forward - left) / (right - left)
     return math.inf
 
 

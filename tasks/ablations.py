@@ -17,7 +17,7 @@ from typing import Any
 
 from model.atomic import write_atomically
 from model.training.tracking import open_store
-from tasks.ablation_measures import by_seed, measured, place_of, right_at, score
+from tasks.ablation_measures import by_seed, file_of, measured, place_of, right_at, score
 from tasks.ablation_plan import ARMS, FOLDER, finished, read_plan
 from tasks.environment import quiet
 
@@ -65,7 +65,7 @@ def answer(root: Path, plan: dict[str, Any], name: str) -> tuple[dict[str, list[
     for arm, folders, instance in rows:
         is_control = arm == question["control"]
         for measure, place in question["measures"].items():
-            if arm not in done and not (base / "data/metrics" / place_of(place, instance)[0]).is_file():
+            if arm not in done and not (base / file_of(place_of(place, instance))).is_file():
                 continue  # of a model that was not trained: there are no figures of its training
             values, reference = (
                 measured(place_of(place, one), these, control)

@@ -114,6 +114,23 @@ def test_steps_are_counted_until_the_curve_is_where_the_controls_ended(tmp_path:
     assert measured(place, {0: tmp_path / "fast"}, {}) == {}
 
 
+def test_the_score_at_a_parallelism_lies_between_the_thresholds_around_it(tmp_path: Path):
+    def point(score: float, parallel: float) -> dict:
+        return {"score": {"value": score}, "tokens_per_forward": {"value": parallel}}
+
+    found = {
+        "test": {"threshold=0.90": point(70.0, 3.0)},
+        "sweep": {"test": {"threshold=0.80": point(60.0, 5.0), "tokens_per_step=8": point(0.0, 4.0)}},
+    }
+    (tmp_path / "data/metrics").mkdir(parents=True)
+    (tmp_path / "data/metrics/found.json").write_text(json.dumps(found))
+    scores = [
+        measured({"evaluation": "found.json", "tokens_per_forward": parallel}, {0: tmp_path}, {})[0]
+        for parallel in (3.0, 4.5, 5.5)
+    ]
+    assert scores == [70.0, 62.5, float("inf")], "no other policy's point is on the curve"
+
+
 MINI = {"preset": "mini", "seed": 0, "tune": {}, "first": {}, "network": {"hidden_size": 8}, "tokenize": {}}
 
 
