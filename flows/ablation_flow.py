@@ -22,19 +22,20 @@ def run(root: Path, job: Job, running: Running) -> Outcome:
 @flow(name="ablations", persist_result=False, log_prints=False)
 def _queue(root: Path, todo: list[Job], running: Running) -> int:
     first = [job for job in todo if job.folder == "base"]
-    for job in first:
-        if run.with_options(task_run_name=job.name)(root, job, running).status == "failed":
-            return len(todo)
-    futures = [run.with_options(task_run_name=job.name).submit(root, job, running) for job in todo if job not in first]
-    return sum(future.result().status == "failed" for future in futures)
+    try:
+        for job in first:
+            if run.with_options(task_run_name=job.name)(root, job, running).status == "failed":
+                return len(todo)
+        futures = [
+            run.with_options(task_run_name=job.name).submit(root, job, running) for job in todo if job not in first
+        ]
+        return sum(future.result().status == "failed" for future in futures)
+    except BaseException:  # a cancellation arrives here, in the main thread; the runner waits for the jobs under way
+        running.stop()
+        raise
 
 
 def ablations(root: Path, todo: list[Job], max_parallel: int) -> int:
     """Runs the jobs, the base first and alone; how many failed."""
     queue = _queue.with_options(task_runner=ThreadPoolTaskRunner(max_workers=max_parallel), validate_parameters=False)
-    running = Running()
-    try:
-        return queue(root, todo, running)
-    except BaseException:  # Ctrl-C arrives here, in the main thread
-        running.stop()
-        raise
+    return queue(root, todo, Running())

@@ -244,3 +244,18 @@ def test_a_killed_queue_goes_on_and_the_page_holds_what_was_measured(mini: Check
     assert "0 of 7 jobs to do" in again.stdout
     (mini.root / "tasks/tune.py").write_text((mini.root / "tasks/tune.py").read_text() + "# edited\n")
     assert "7 of 7 jobs to do" in mini.python(*command, "--list").stdout  # code is part of the key
+
+
+@pytest.mark.slow
+def test_a_cancelled_queue_ends_the_stage_under_way(mini: Checkout):
+    arms = {"more": {"tune": {"seconds": 600}}, "less": {"tune": {"seconds": 600, "value": 1.0}}}
+    (mini.root / "plan.yaml").write_text(yaml.safe_dump(plan_of(arms=arms)))
+    process = mini.start("-m", "flows.ablations", "--arms", "plan.yaml")
+    deadline = time.monotonic() + 300
+    while not mini.runs_of("tune"):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) != 0
+    assert mini.runs_of("tune") == 1, "no job begins after that"
+    assert not list((mini.root / ".work/ablations/size").rglob("result.json"))
