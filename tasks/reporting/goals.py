@@ -23,7 +23,8 @@ def goals(compared: dict[str, Any], inputs: Inputs) -> list[dict[str, Any]]:
             "x",
             "1.46x, losing 1.72 points (LLaDA2.0-flash, 12 benchmarks)",
         ),
-        goal("CAP's score minus SFT's curve, at its lowest", curve_gap(compared["trade_off"]), 0.0, "points", None),
+        goal("CAP's score minus SFT's curve, at its lowest", curve_gap(compared["trade_off"]), 0.0, "points", None)
+        | {"remark": curves_apart(compared["trade_off"])},
         goal(
             "diffusion SFT's score minus AR's, one token per forward",
             negated(difference),
@@ -62,12 +63,7 @@ def curve_gap(trade_off: dict[str, Any]) -> Interval | None:
 
     The interval is the sum of both sides' own, hence wide. None where the curves share no tokens per forward.
     """
-    curves = [
-        sorted((one["tokens_per_forward"]["value"], one["score"]) for one in trade_off[name]["points"])
-        if name in trade_off
-        else []
-        for name in (TUNED, REFERENCE)
-    ]
+    curves = cap_and_sft(trade_off)
     gaps = []
     for parallelism, score in curves[0]:
         below = at(curves[1], parallelism)
@@ -75,6 +71,28 @@ def curve_gap(trade_off: dict[str, Any]) -> Interval | None:
             low, high = score["low"] - below["high"], score["high"] - below["low"]
             gaps.append({"value": score["value"] - below["value"], "low": low, "high": high})
     return min(gaps, key=lambda gap: gap["value"], default=None)
+
+
+def curves_apart(trade_off: dict[str, Any]) -> str:
+    """Where one curve begins after the other has ended; empty where they share tokens per forward."""
+    cap, sft = cap_and_sft(trade_off)
+    if not cap or not sft or cap[0][0] <= sft[-1][0]:
+        return ""
+    (first, begun), (last, ended) = cap[0], sft[-1]
+    return (
+        f"CAP begins at {first:.2f} tokens per forward with {begun['value']:.1f} points, SFT has ended at {last:.2f} with "
+        f"{ended['value']:.1f}"
+    )
+
+
+def cap_and_sft(trade_off: dict[str, Any]) -> list[list[tuple[float, Interval]]]:
+    """(tokens per forward, score) of the thresholds of either, least parallel first."""
+    return [
+        sorted((one["tokens_per_forward"]["value"], one["score"]) for one in trade_off[name]["points"])
+        if name in trade_off
+        else []
+        for name in (TUNED, REFERENCE)
+    ]
 
 
 def at(curve: list[tuple[float, Interval]], place: float) -> Interval | None:

@@ -13,7 +13,7 @@ import report_world
 from tasks import report
 from tasks.reporting.charts import speculation_charts
 from tasks.reporting.comparison import compare, forwards_ratio, trade_off
-from tasks.reporting.goals import curve_gap, goal
+from tasks.reporting.goals import curve_gap, curves_apart, goal
 from tasks.reporting.inputs import MODELS, read_inputs
 from tasks.reporting.pieces import cut, marks_of
 from tasks.reporting.samples import choose
@@ -337,7 +337,12 @@ def test_a_curve_is_compared_at_equal_tokens_per_forward() -> None:
     curves = {"finetune_diffusion": curve((2.0, 80.0), (3.0, 70.0))}
     curves["tune_cap"] = curve((1.0, 50.0), (2.5, 76.0), (2.8, 71.0), (4.0, 10.0))
     assert curve_gap(curves) == pytest.approx({"value": -1.0, "low": -3.0, "high": 1.0})
-    assert curve_gap(curves | {"tune_cap": curve((4.0, 60.0))}) is None
+    assert curves_apart(curves) == ""
+    apart = curves | {"tune_cap": curve((4.0, 60.0))}
+    assert curve_gap(apart) is None
+    assert (
+        curves_apart(apart) == "CAP begins at 4.00 tokens per forward with 60.0 points, SFT has ended at 3.00 with 70.0"
+    )
 
 
 def test_what_models_write_cannot_become_markup(root: Path) -> None:
