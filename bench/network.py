@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional
 
 from bench.llama import copy_weights, llama
-from bench.training import SIZES, made_up
+from bench.training import SIZES, Size, made_up
 from model.network.config import NetworkConfig
 from model.network.experts import MixtureOfExperts
 from model.network.feed_forward import FeedForward
@@ -57,17 +57,11 @@ class MixtureShape:
 
 @dataclass(frozen=True)
 class DenseShape:
-    """Sizes of one dense network and of its input."""
+    """Sizes of one dense network and of its input; `shared` key heads."""
 
     name: str
-    batch: int
-    rows: int
-    hidden: int
-    layers: int
-    heads: int
+    size: Size
     shared: int
-    width: int
-    vocabulary: int
 
 
 MIXTURES = (
@@ -76,8 +70,8 @@ MIXTURES = (
     MixtureShape("decoding, 256 experts, most empty", 32, 256, 128, 256, 2),
 )
 DENSE = (
-    DenseShape("tiny", 16, 96, 128, 4, 4, 4, 320, 768),
-    DenseShape("nano, grouped queries", 8, 256, 512, 4, 8, 2, 1408, 6400),
+    DenseShape("tiny", SIZES["tiny"], 4),
+    DenseShape("nano, grouped queries", replace(SIZES["nano"], layers=4), 2),
 )
 
 
@@ -156,10 +150,10 @@ class Dense:
     """Our network and transformers' Llama of the same sizes and weights; causal, untied."""
 
     def __init__(self, shape: DenseShape) -> None:
-        self.shape = shape
+        self.size = size = shape.size
         config = NetworkConfig(
-            vocabulary_size=shape.vocabulary, hidden_size=shape.hidden, num_layers=shape.layers, num_heads=shape.heads,
-            num_key_value_heads=shape.shared, feed_forward_size=shape.width, query_key_norm=False, tie_embeddings=False,
+            vocabulary_size=size.mask, hidden_size=size.hidden, num_layers=size.layers, num_heads=size.heads,
+            num_key_value_heads=shape.shared, feed_forward_size=size.feed_forward, query_key_norm=False, tie_embeddings=False,
             norm="rms_cast_first",
         )  # fmt: skip
         ours = Transformer(config)
@@ -176,15 +170,14 @@ class Dense:
 
     def conversations(self, seed: int, device: str) -> Batch:
         """One conversation a row, padded to the longest."""
-        size = replace(SIZES[self.shape.name.split(",")[0]], rows=self.shape.batch, block=1)
-        batch = made_up(size, seed)
+        batch = made_up(replace(self.size, block=1), seed)
         longest = int((batch.documents >= 0).sum(1).max())
         return Batch(*(values[:, :longest].to(device) for values in batch.tensors()))
 
     def batch(self, prompt: int, device: str) -> Batch:
         """Rows of one document each whose first `prompt` tokens are not graded."""
-        tokens = torch.randint(0, self.shape.vocabulary, (self.shape.batch, self.shape.rows), device=device)
-        positions = torch.arange(self.shape.rows, device=device).expand_as(tokens)
+        tokens = torch.randint(0, self.size.mask, (self.size.rows, self.size.length), device=device)
+        positions = torch.arange(self.size.length, device=device).expand_as(tokens)
         return Batch(tokens, torch.zeros_like(tokens), positions, positions >= prompt)
 
 
@@ -244,7 +237,7 @@ def step_rows(shape: DenseShape, dtype: torch.dtype, device: str) -> Iterator[tu
 
     batches = {
         "pretraining step": [dense.batch(0, device)],
-        "fine-tuning step": [dense.batch(shape.rows // 2, device)],
+        "fine-tuning step": [dense.batch(shape.size.length // 2, device)],
         "conversations step": [dense.conversations(seed, device) for seed in range(8)],
     }
     for what, some in batches.items():
@@ -256,9 +249,10 @@ class Products:
     """The matrix products of one pretraining step and nothing else: forward, and backward to inputs and to weights."""
 
     def __init__(self, shape: DenseShape, dtype: torch.dtype, device: str) -> None:
-        wide, shared = shape.hidden, shape.shared * (shape.hidden // shape.heads)
-        layer = [(wide + 2 * shared, wide), (wide, wide), (2 * shape.width, wide), (wide, shape.width)]
-        tokens, matrices = shape.batch * shape.rows, shape.layers * layer + [(shape.vocabulary, wide)]
+        size, wide = shape.size, shape.size.hidden
+        shared, inner = shape.shared * (wide // size.heads), size.feed_forward
+        layer = [(wide + 2 * shared, wide), (wide, wide), (2 * inner, wide), (wide, inner)]
+        tokens, matrices = size.rows * size.length, size.layers * layer + [(size.mask, wide)]
         make = partial(torch.randn, dtype=dtype, device=device)
         self.operands = [(make(tokens, into), make(out, into), make(tokens, out)) for out, into in matrices]
 

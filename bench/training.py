@@ -36,6 +36,7 @@ from model.objectives.masked_diffusion import MaskedDiffusion
 from model.objectives.match_teacher import MatchStoredTeacher, MatchTeacher, with_tail
 from model.objectives.next_token import NextToken
 from model.text.batch import Batch
+from model.training.teacher_cache import TeacherCache
 
 HIDING = HidingConfig("iid_t", 0.1, 0.9)
 
@@ -62,8 +63,7 @@ SIZES = {
 }
 WARM = Size(32, 16, 2, 2, 32, 2, 32, (0.2, 0.4), (0.2, 0.5))  # loads the libraries
 METHODS = ("next_token", "masked_diffusion", "block_diffusion", "confidence", "match_teacher", "match_stored_teacher")
-DISTILLED = METHODS[4:]  # students have half of the layers
-TOP_K = 64  # of a stored teacher, as tasks.distill_draft keeps by itself
+DISTILLED = tuple(name for name in METHODS if name.startswith("match_"))  # students have half of the layers
 
 
 def network(size: Size, seed: int, layers: int) -> Transformer:
@@ -101,7 +101,7 @@ class Remembered:
     def ask(self, batch: Batch, seed: int) -> None:
         self.drawn = self.asked.base.draw(batch, torch.Generator().manual_seed(seed))
         logits = self.asked.logits(self.asked.base.view(batch, *self.drawn))
-        ids = logits.topk(min(TOP_K, logits.shape[1])).indices
+        ids = logits.topk(min(TeacherCache.top_k, logits.shape[1])).indices
         self.answered = ids, with_tail(logits.log_softmax(-1), ids)
 
     def find(self, samples: torch.Tensor) -> None:

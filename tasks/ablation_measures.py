@@ -4,9 +4,10 @@ import csv
 import json
 import math
 import statistics
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from model.benchmarks.records import correctness
 from model.benchmarks.scoring import Interval, paired_difference
@@ -70,7 +71,7 @@ def steps_until(curve: list[tuple[float, float]], level: float) -> float:
 def score_at(file: Path, tokens_per_forward: float) -> float:
     """The score of 100 where an evaluation's thresholds, joined by straight lines, have so many tokens per forward.
 
-    Infinite where all lie on one side of it.
+    Infinite where all lie on one side of it, or there are none.
     """
     found = json.loads(file.read_text(encoding="utf-8"))
     points = sorted(
@@ -78,10 +79,9 @@ def score_at(file: Path, tokens_per_forward: float) -> float:
         for name, point in {**found["sweep"]["test"], **found["test"]}.items()
         if name.startswith("threshold=")
     )
-    for (left, low), (right, high) in pairwise(points):
-        if left <= tokens_per_forward <= right:
-            return low + (high - low) * (tokens_per_forward - left) / (right - left)
-    return math.inf
+    if not points:
+        return math.inf
+    return float(np.interp(tokens_per_forward, *zip(*points, strict=True), left=math.inf, right=math.inf))
 
 
 def value_at(file: Path, keys: list[str]) -> float:

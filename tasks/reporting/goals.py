@@ -63,10 +63,10 @@ def curve_gap(trade_off: dict[str, Any]) -> Interval | None:
 
     The interval is the sum of both sides' own, hence wide. None where the curves share no tokens per forward.
     """
-    curves = cap_and_sft(trade_off)
+    cap, sft = cap_and_sft(trade_off)
     gaps = []
-    for parallelism, score in curves[0]:
-        below = at(curves[1], parallelism)
+    for parallelism, score in cap:
+        below = at(sft, parallelism)
         if below:
             low, high = score["low"] - below["high"], score["high"] - below["low"]
             gaps.append({"value": score["value"] - below["value"], "low": low, "high": high})
