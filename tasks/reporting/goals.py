@@ -55,7 +55,7 @@ def goal(what: str, measured: Interval | None, least: float, unit: str, publishe
 
 def negated(one: Interval | None) -> Interval | None:
     """The interval of the difference taken the other way round."""
-    return one and {"value": -one["value"], "low": -one["high"], "high": -one["low"]}
+    return one and {"value": 0.0 - one["value"], "low": 0.0 - one["high"], "high": 0.0 - one["low"]}  # no -0.0
 
 
 def curve_gap(trade_off: dict[str, Any]) -> Interval | None:
