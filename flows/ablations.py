@@ -28,11 +28,11 @@ from flows.server import prefect_server
 from flows.stage_process import Outcome, StageProcesses
 from flows.start import alone, check_parallel, deliver, prepare, run_command
 from model.atomic import write_json
-from tasks.ablation_plan import ARMS, FOLDER, read_plan, slug
+from tasks.ablation_plan import ARMS, FOLDER, read_plan, seeds_of, slug
 from tasks.parameters import load_params
 
 SHARED = ("model", "tasks", "dvc.yaml")  # linked into every job's folder: the code is part of its key
-USED = ("raw", "tokens", "models")  # what jobs read of a given base's data
+USED = ("raw", "tokens", "models", "own_answers")  # what jobs read of a given base's data
 ALIKE = ("network", "tokenize")  # sections in which a given base and the preset must agree: arms may train from scratch
 
 
@@ -67,7 +67,7 @@ def jobs(
     found = []
     for name in only or plan["questions"]:
         question = plan["questions"][name]
-        for seed in plan["seeds"]:
+        for seed in seeds_of(plan, name):
             for arm, changes in question["arms"].items():
                 params = {**preset, "seed": seed}
                 for section, values in (*question.get("common", {}).items(), *changes.items()):
@@ -129,7 +129,8 @@ def prepare_folder(root: Path, job: Job) -> Path:
         base = root / FOLDER / "base/data"
         own = {instance or name for name, _, instance in (stage.partition("@") for stage in job.stages)}
         models = [path for path in sorted((base / "models").glob("*")) if path.name not in own]
-        for path in (base / "raw", base / "validated", base / "tokens", *models):
+        answers = [] if "own_answers" in own else [base / "own_answers"]
+        for path in (base / "raw", base / "validated", base / "tokens", *answers, *models):
             _link(folder / "data" / path.relative_to(base), path)
     (folder / "params.yaml").write_text(yaml.safe_dump(job.params, sort_keys=False), encoding="utf-8")
     mark.write_text(job.key)

@@ -4,10 +4,9 @@ import csv
 import json
 import math
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from model.benchmarks.records import correctness
 from model.benchmarks.scoring import Interval, paired_difference
@@ -18,13 +17,10 @@ STUDENT = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.30
 
 
 def measured(place: list[str] | dict[str, Any], folders: dict[int, Path], control: dict[int, Path]) -> dict[int, float]:
-    """The measure of every seed: a number of data/metrics, the score of an evaluation at some tokens per forward, or the steps of
-    a curve until it is where the control's ended."""
+    """The measure of every seed: a number of data/metrics, or the steps of a curve until it is where the control's ended."""
     name = file_of(place)
     if isinstance(place, list):
         return {seed: value_at(folder / name, place[1:]) for seed, folder in folders.items()}
-    if "evaluation" in place:
-        return {seed: score_at(folder / name, place["tokens_per_forward"]) for seed, folder in folders.items()}
     series = place["series"]
     ends = {seed: curve_of(folder / name, series)[-1][1] for seed, folder in control.items()}
     return {
@@ -38,7 +34,7 @@ def file_of(place: list[str] | dict[str, Any]) -> str:
     """The file of a job's folder that a measure reads."""
     if isinstance(place, list):
         return f"data/metrics/{place[0]}"
-    return f"data/metrics/{place['evaluation']}" if "evaluation" in place else f"data/curves/{place['curve']}.csv"
+    return f"data/curves/{place['curve']}.csv"
 
 
 def place_of(place: list[str] | dict[str, Any], instance: str) -> list[str] | dict[str, Any]:
@@ -68,22 +64,6 @@ def steps_until(curve: list[tuple[float, float]], level: float) -> float:
     return math.inf
 
 
-def score_at(file: Path, tokens_per_forward: float) -> float:
-    """The score of 100 where an evaluation's thresholds, joined by straight lines, have so many tokens per forward.
-
-    Infinite where all lie on one side of it, or there are none.
-    """
-    found = json.loads(file.read_text(encoding="utf-8"))
-    points = sorted(
-        (point["tokens_per_forward"]["value"], point["score"]["value"])
-        for name, point in {**found["sweep"]["test"], **found["test"]}.items()
-        if name.startswith("threshold=")
-    )
-    if not points:
-        return math.inf
-    return float(np.interp(tokens_per_forward, *zip(*points, strict=True), left=math.inf, right=math.inf))
-
-
 def value_at(file: Path, keys: list[str]) -> float:
     """The number under nested keys of a JSON file; of `a or b` the first that is there."""
     found: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -105,14 +85,17 @@ def by_seed(values: dict[int, float], reference: dict[int, float]) -> Interval |
     return Interval(mean, mean - spread, mean + spread)
 
 
-def score(right: dict[int, Answers], control: dict[int, Answers] | None) -> dict[str, Any]:
+def score(right: dict[int, Answers | None], control: dict[int, Answers | None] | None) -> dict[str, Any]:
     """Scores by seed, their mean, and the difference to the control (None: there is none), item by item and seed by seed.
 
-    Where one side was asked fewer questions of a benchmark, both count their first ones alone.
+    Infinite where a seed has none (`right_at`). Where one side was asked fewer questions of a benchmark, both count their first
+    ones alone.
     """
+    if not all(right.values()):
+        return {"values": dict.fromkeys(right, math.inf), "mean": math.inf, "difference": None}
     shared = sorted(set(right) & set(control or {}))
     difference = None
-    if control and len(shared) > 1:
+    if control and len(shared) > 1 and all(control.values()):
         ours, theirs = stacked(right, shared), stacked(control, shared)
         asked = {name: min(len(ours[name][0]), len(theirs[name][0])) for name in ours}
         difference = paired_difference(*({n: [s[: asked[n]] for s in one[n]] for n in asked} for one in (ours, theirs)))
@@ -122,13 +105,34 @@ def score(right: dict[int, Answers], control: dict[int, Answers] | None) -> dict
     return {"values": values, "mean": statistics.fmean(values.values()), "difference": difference}
 
 
-def right_at(folder: Path, instance: str, point: str) -> Answers:
-    """Benchmark -> right or wrong per test question at one operating point."""
+def right_at(folder: Path, instance: str, point: str | dict[str, float]) -> Answers | None:
+    """Benchmark -> right or wrong per test question at one operating point.
+
+    Or at {tokens_per_forward}, where the thresholds, joined by straight lines, are that parallel: shares of right between the two
+    thresholds around it, question by question, so that their mean lies on the line. None outside the thresholds.
+    """
     lines = (folder / f"data/samples/{instance}.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if record["point"] == point]
-    if not records:
-        raise ValueError(f"{folder}: {instance} was not evaluated at {point}; set it in the plan's `items`")
-    return correctness(records)
+    points: dict[str, list[dict[str, Any]]] = {}
+    for record in map(json.loads, lines):
+        points.setdefault(record["point"], []).append(record)
+    if isinstance(point, str):
+        if point not in points:
+            raise ValueError(f"{folder}: {instance} was not evaluated at {point}; set it in the plan's `items`")
+        return correctness(points[point])
+    wanted = point["tokens_per_forward"]
+    curve = sorted(
+        (sum(len(one["tokens"]) for one in records) / sum(one["forwards"] for one in records), correctness(records))
+        for name, records in points.items()
+        if name.startswith("threshold=")
+    )
+    for (left, before), (right, after) in pairwise(curve):
+        if left <= wanted <= right:
+            share = (wanted - left) / (right - left)
+            return {
+                name: [(1 - share) * one + share * other for one, other in zip(before[name], after[name], strict=False)]
+                for name in before
+            }
+    return None
 
 
 def stacked(right: dict[int, Answers], seeds: list[int]) -> dict[str, list[list[float]]]:

@@ -20,8 +20,9 @@ def read_plan(root: Path, file: Path) -> dict[str, Any]:
     for key in ("preset", "seeds", "base", "questions"):
         if key not in plan:
             raise ValueError(f"{file}: {key} is missing (preset, seeds, base, questions)")
-    if len(set(plan["seeds"])) < 3:
-        raise ValueError(f"{file}: seeds {plan['seeds']} are fewer than three: no claim can rest on them")
+    for name in (None, *plan["questions"]):
+        if len(set(seeds := seeds_of(plan, name))) < 3:
+            raise ValueError(f"{file}: seeds {seeds} are fewer than three: no claim can rest on them")
     preset = load_params(root / f"presets/{plan['preset']}.yaml")
     for name, question in plan["questions"].items():
         if missing := {"asks", "stages", "measures", "control", "arms"} - set(question):
@@ -34,6 +35,11 @@ def read_plan(root: Path, file: Path) -> dict[str, Any]:
             if unknown := sorted(set(changes) - set(preset)):
                 raise ValueError(f"{file}: arm '{arm}' of {name} changes {unknown[0]}, which the preset does not have")
     return plan
+
+
+def seeds_of(plan: dict[str, Any], name: str | None) -> list[int]:
+    """The seeds of a question: its own, or the plan's."""
+    return plan["questions"].get(name, {}).get("seeds", plan["seeds"])
 
 
 def slug(arm: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from model.atomic import write_atomically
 from model.training.tracking import open_store
 from tasks.ablation_measures import by_seed, file_of, measured, place_of, right_at, score
-from tasks.ablation_plan import ARMS, FOLDER, finished, read_plan
+from tasks.ablation_plan import ARMS, FOLDER, finished, read_plan, seeds_of
 from tasks.environment import quiet
 
 EXPERIMENT = "ablations"
@@ -54,7 +54,7 @@ def answer(root: Path, plan: dict[str, Any], name: str) -> tuple[dict[str, list[
     `references`, models that the base has evaluated, stand among the measures' arms: the same figures for every seed.
     """
     question = plan["questions"][name]
-    done = {arm: finished(root, name, arm, plan["seeds"]) for arm in question["arms"]}
+    done = {arm: finished(root, name, arm, seeds_of(plan, name)) for arm in question["arms"]}
     done = {arm: folders for arm, folders in done.items() if folders}
     control, base = done.get(question["control"], {}), root / FOLDER / "base"
     rows = [(arm, folders, question.get("instance", "")) for arm, folders in done.items()]
@@ -93,8 +93,8 @@ def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
         "# Ablations",
         "",
         f"Written by `python -m flows.ablations` from what its jobs measured: preset `{plan['preset']}`, seeds "
-        f"{', '.join(map(str, plan['seeds']))}. Differences are to the control, paired by seed (Student's t) or, for scores, by "
-        "seed and question (bootstrap), with 95 % intervals; one that holds zero is not resolved.",
+        f"{', '.join(map(str, plan['seeds']))} where a question has no others. Differences are to the control, paired by seed "
+        "(Student's t) or, for scores, by seed and question (bootstrap), with 95 % intervals; one that holds zero is not resolved.",
     ]
     for name, question in plan["questions"].items():
         done, measures = answers[name]
@@ -108,7 +108,7 @@ def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
             title = f"{arm} (control)" if arm == question["control"] else arm
             cells = [cell(arms[arm]) if arm in arms else "" for arms in measures.values()]
             lines += [f"| {title} | {len(done[arm]) if arm in done else '–'} | " + " | ".join(cells) + " |"]
-        ended, wanted = sum(map(len, done.values())), len(plan["seeds"]) * len(question["arms"])
+        ended, wanted = sum(map(len, done.values())), len(seeds_of(plan, name)) * len(question["arms"])
         if ended < wanted:
             lines += [
                 "",
@@ -121,7 +121,7 @@ def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
 
 def costs(root: Path, plan: dict[str, Any], name: str, done: dict[str, list[int]]) -> str:
     """How long arms took, and from whose models they started."""
-    folders = [folder for arm in done for folder in finished(root, name, arm, plan["seeds"]).values()]
+    folders = [folder for arm in done for folder in finished(root, name, arm, seeds_of(plan, name)).values()]
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
     seconds = [one["seconds"] for one in results]
     started_from = {one.get("started_from") or f"preset {plan['preset']}" for one in results}
@@ -180,7 +180,7 @@ def record(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> None:
     known = {run.data.tags.get("unmask.key") for run in client.search_runs([experiment], max_results=5000)}
     for name, (done, measures) in answers.items():
         for arm in done:
-            for seed, folder in finished(root, name, arm, plan["seeds"]).items():
+            for seed, folder in finished(root, name, arm, seeds_of(plan, name)).items():
                 key = json.loads((folder / "result.json").read_text())["key"]
                 if key in known:
                     continue

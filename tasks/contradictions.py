@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.curricula import RECIPE_KEYS, Recipe
+from tasks.training_answers import check_answers
 
 AUTOREGRESSIVE = ("pretrain_ar", "finetune_ar")
 # A section trains with its own objective, or with that of the section it starts from.
@@ -39,6 +40,7 @@ def check_recipe(params: Mapping[str, Any]) -> None:
                 check_teacher_cache(recipe, section["teacher_cache"], rows.get("vocabulary_size"))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+    check_answers(params)
     if (params.get("prefer") or {}).get("models") and not (params.get("download") or {}).get("preferences"):
         raise ValueError(
             "prefer.models is set, but download.preferences names no corpus of pairs: add one, or list no model"

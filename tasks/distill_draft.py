@@ -1,7 +1,12 @@
 """Distils a draft model from a subset of the fine-tuned model's layers, for speculative decoding.
 
-python -m tasks.distill_draft
+    python -m tasks.distill_draft
+
+The rows are the corpus' (`answers: truth`) or the teacher's own right answers, data/own_answers (`answers: own`): with
+`states: visited` the draft is taught in the very states in which it will have to guess.
 """
+
+from pathlib import Path
 
 from model.checkpoints.derive import LAYER_SUBSETS, layer_subset, narrowed
 from model.checkpoints.store import Checkpoint, load_checkpoint
@@ -10,6 +15,7 @@ from model.network.transformer import Transformer
 from model.objectives.match_teacher import MatchStoredTeacher, MatchTeacher
 from model.objectives.objective import Objective
 from model.training.teacher_cache import TeacherCache, stored_answers
+from tasks.own_rows import hidden_as_asked, rows_for
 from tasks.stage import Stage, run_stage
 from tasks.training import (
     OBJECTIVE_OF,
@@ -24,35 +30,43 @@ from tasks.training import (
     training_objective,
     training_rows,
 )
+from tasks.training_answers import KEYS as ANSWERS_KEYS
 
-METHOD_KEYS = ("layers", "which_layers", "student", "teacher_share", "direction", "teacher_cache", *RECIPE_KEYS)
+METHOD_KEYS = (
+    "layers", "which_layers", "student", "teacher_share", "direction", "teacher_cache", *ANSWERS_KEYS, *RECIPE_KEYS,
+)  # fmt: skip
 
 
 def distill_draft(stage: Stage) -> None:
     """data/models/finetune_diffusion -> data/models/distill_draft: `layers` of its layers, or `student`, then training."""
     teacher = parent_checkpoint(stage, "finetune_diffusion")
+    rows = rows_for(stage, teacher)
     student = first_student(stage, teacher)
     teaching = teacher.network
     if stage.section.get("precision") == "bfloat16":  # the student keeps float32 weights, a frozen teacher needs none
         teaching = narrowed(teaching, shard_of(stage))
     base_name = OBJECTIVE_OF[teacher.config.attention]
     objective = training_objective(
-        base_name, teacher.config, stage.section, row_tokens(stage), lambda base: taught(stage, base, teaching)
+        base_name,
+        teacher.config,
+        stage.section,
+        row_tokens(stage),
+        lambda base: taught(stage, hidden_as_asked(stage, rows, base), teaching, rows),
     )
     validation = likelihood_objective(base_name, teacher.config)
     folder = teacher.folder
     del teacher  # the float32 weights go where a narrow copy teaches
-    train_stage(stage, student, objective, validation, "instructions", METHOD_KEYS, folder)
+    train_stage(stage, student, objective, validation, "instructions", METHOD_KEYS, folder, own_rows=rows)
 
 
-def taught(stage: Stage, base: Objective, teacher: Transformer) -> Objective:
+def taught(stage: Stage, base: Objective, teacher: Transformer, rows: Path | None) -> Objective:
     """The base with the teacher beside it, or with what it said before training began."""
     section = stage.section
     mix = (section["teacher_share"], section["direction"])
     if section.get("teacher_cache") is None:
         return MatchTeacher(base, teacher, *mix)
     settings, config = TeacherCache.from_section(section["teacher_cache"]), training_config(stage, METHOD_KEYS)
-    loader = training_rows(stage, "instructions", config.batch_rows)
+    loader = training_rows(stage, "instructions", config.batch_rows, rows)
     answers = stored_answers(stage.root, settings, teacher, base, loader, config.steps, config.precision)
     return MatchStoredTeacher(base, answers, *mix)
 

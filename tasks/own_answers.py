@@ -1,10 +1,13 @@
-"""Training rows of a model's own right answers: CAP's data in the manner of dParallel (arXiv:2509.26488).
+"""Collects a model's own right answers to train on, in the manner of dParallel (arXiv:2509.26488).
+
+    python -m tasks.own_answers
 
 Where several answers are right (orders of steps, wordings), the truth draws one at random and a model must stay unsure of it.
-Its own answers always make the same choice: certainty costs nothing there. Questions come from the training rows of
-data/tokens/instructions, never from a benchmark; an answer counts as right when it ends as the row's own answer does
-(`SandboxJudge.ends_alike`). In which forward each token was revealed is kept beside the rows: CAP can train on the states
-that the decoder passed through. Work is kept chunk by chunk, and what is drawn depends on the seed alone.
+Its own answers always make the same choice: certainty costs nothing there, and a draft that learns them says what its target
+says. Questions come from the training rows of data/tokens/instructions, never from a benchmark; an answer counts as right when
+it ends as the row's own answer does (`SandboxJudge.ends_alike`). In which forward each token was revealed is kept beside the
+rows of data/own_answers: training can hide what the decoder had not revealed yet. Work is kept chunk by chunk, and what is
+drawn depends on the seed alone. `questions: 0` asks nothing, for pipelines in which every stage trains on the truth.
 """
 
 import json
@@ -20,69 +23,81 @@ from tqdm import tqdm
 from model.atomic import write_json
 from model.benchmarks.judge import open_judge
 from model.checkpoints.store import Checkpoint
-from model.objectives.visited_states import NEVER
 from model.samplers.decode import make_decoder
 from model.samplers.results import Decoded
 from model.text.packers import ConversationPacker
-from model.text.packing import Layout, RowWriter, TokenRows
+from model.text.packing import Layout, RowWriter
 from model.text.tokenizer import load_tokenizer
 from model.text.unpacking import Asked, asked_in
 from model.training.loader import RowLoader
-from tasks.stage import Stage
-from tasks.training import training_rows
+from tasks.own_rows import FOLDER, write_times
+from tasks.stage import Stage, run_stage
+from tasks.training import parent_checkpoint, publish_metrics, training_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-STATES = ("drawn", "visited")
-REVEALED_AT = "revealed_at.bin"  # [rows, row_tokens] uint16, beside the rows
 CHUNK = 256  # questions whose answers are kept at once; a kill loses at most these
 
 
 @dataclass(frozen=True)
 class OwnAnswers:
-    """`questions` are asked, `batch_rows` at a time, and decoded under `policy` (None: one token per forward).
+    """`questions` are asked, `batch_rows` at a time, and decoded under `policy` (None: one token per forward)."""
 
-    `states`: what is hidden while CAP trains, what `hiding` draws or the decoder's own states.
-    """
-
-    questions: int = 2000
+    questions: int
     policy: dict[str, Any] | None = None
     batch_rows: int = 64
-    states: str = "drawn"
+    start_from: str | None = None  # the model that answers; None: data/models/finetune_diffusion
+    threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("questions", "batch_rows"):
+        for name, least in (("questions", 0), ("batch_rows", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"own_answers.{name} is {value!r}; it must be a whole number of at least 1")
-        if self.states not in STATES:
-            raise ValueError(f"own_answers.states is {self.states!r}; it must be one of {', '.join(STATES)}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"own_answers.{name} is {value!r}; it must be a whole number of at least {least}")
 
     @classmethod
     def from_section(cls, section: dict[str, Any]) -> "OwnAnswers":
-        """The options of `own_answers`; unknown keys are refused by name."""
+        """The section; unknown keys are refused by name."""
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(section) - set(known)):
             raise ValueError(f"own_answers.{unknown[0]} is unknown; it may hold {', '.join(known)}")
-        return cls(**section)
+        return cls(**{"questions": 0, **section})
 
 
-def own_answers(stage: Stage, parent: Checkpoint, options: OwnAnswers) -> tuple[Path, dict[str, Any]]:
-    """Folder of packed rows with the right ones of `parent`'s answers, and what became of the questions.
+def main(stage: Stage) -> None:
+    """data/models/finetune_diffusion, data/tokens/instructions -> data/own_answers.
 
-    The facts: asked, right, kept (right ones that fit a row), rows, tokens, tokens_per_forward. ValueError where the
-    references mark no final answer, or nothing was right.
+    ValueError where the references mark no final answer, or nothing was right.
     """
-    made, facts = stage.work / "own_answers", stage.work / "own_answers.json"
-    if not facts.exists():
-        tokenizer = load_tokenizer(str(parent.folder))
-        loader = training_rows(stage, "instructions", options.batch_rows)
-        questions = draw(loader, options.questions, tokenizer.eos_token_id)
-        answers = answer(stage, parent, options, questions, loader.layout)
-        shutil.rmtree(made, ignore_errors=True)
-        write_json(facts, pack(tokenizer, questions, answers, loader.layout, made))
-    return made, json.loads(facts.read_text())
+    options, made = OwnAnswers.from_section(stage.section), stage.work / "own_answers"
+    shutil.rmtree(made, ignore_errors=True)  # half of it, where an earlier start was killed while packing
+    if options.questions:
+        facts = collect(stage, options, made)
+        print(
+            f"{stage.name}: asked {facts['asked']}, right {facts['right']}, kept {facts['kept']} answers, {facts['tokens']} "
+            f"tokens in {facts['rows']} rows, {facts['tokens_per_forward']} tokens per forward",
+            flush=True,
+        )
+    else:
+        facts = {"asked": 0}
+        made.mkdir()
+        print(f"{stage.name}: questions is 0, nothing is asked", flush=True)
+    write_json(made / "facts.json", facts)
+    stage.publish(made, FOLDER)
+    stage.tracker.log_metrics({f"own_answers/{key}": value for key, value in facts.items()}, step=0)
+    publish_metrics(stage, stage.name, facts)
+
+
+def collect(stage: Stage, options: OwnAnswers, made: Path) -> dict[str, Any]:
+    """Asks, judges and packs into `made`; what became of the questions: asked, right, kept (right ones that fit a row), rows,
+    tokens, tokens_per_forward."""
+    parent = parent_checkpoint(stage, "finetune_diffusion")
+    tokenizer = load_tokenizer(str(parent.folder))
+    loader = training_rows(stage, "instructions", options.batch_rows)
+    questions = draw(loader, options.questions, tokenizer.eos_token_id)
+    answers = answer(stage, parent, options, questions, loader.layout)
+    return pack(tokenizer, questions, answers, loader.layout, made)
 
 
 def draw(loader: RowLoader, count: int, eos_id: int) -> list[Asked]:
@@ -104,7 +119,7 @@ def answer(
     room = min(layout.row_tokens, parent.config.maximum_positions - longest)
     decoder = make_decoder(parent.network, options.policy or {"name": "one_token"}, batch_rows=options.batch_rows)
     answers: list[dict[str, Any]] = []
-    with tqdm(total=len(questions), desc=f"{stage.address} answers", unit="question", mininterval=2.0) as bar:
+    with tqdm(total=len(questions), desc=stage.address, unit="question", mininterval=2.0) as bar:
         for begin in range(0, len(questions), CHUNK):
             kept, chunk = stage.work / f"answers-{begin}.json", questions[begin : begin + CHUNK]
             if not kept.exists():
@@ -131,8 +146,9 @@ def pack(
     right = list(right_ones(tokenizer, questions, answers))
     if not right:
         raise ValueError(
-            f"tune_cap.answers is own, and none of {len(questions)} answers ends as its reference does after a mark (####): the "
-            "model must be able to answer, and references must mark what is to be checked. Set tune_cap.answers: truth"
+            f"none of {len(questions)} answers ends as its reference does after a mark (####): the model must be able to answer, "
+            "and references must mark what is to be checked. Set own_answers.questions: 0, and answers: truth in tune_cap and "
+            "distill_draft"
         )
     writer = RowWriter(folder, layout)
     packer = ConversationPacker(writer)
@@ -156,25 +172,6 @@ def pack(
     }
 
 
-def write_times(folder: Path, times: dict[tuple[int, ...], list[int]], eos_id: int) -> None:
-    """Writes REVEALED_AT for the rows of `folder`; `times` by prompt."""
-    rows = TokenRows(folder)
-    with (folder / REVEALED_AT).open("wb") as file:
-        for begin in range(0, rows.num_rows, CHUNK):
-            batch = rows.read(range(begin, min(begin + CHUNK, rows.num_rows)))
-            values = np.full(batch.tokens.shape, NEVER, np.uint16)
-            for asked in asked_in(batch, eos_id):
-                own = times[tuple(asked.prompt)]
-                values[asked.row, asked.column : asked.column + len(own)] = own
-            file.write(values.data)
-
-
-def read_times(folder: Path) -> np.ndarray:
-    """REVEALED_AT of a folder, memory-mapped."""
-    rows = TokenRows(folder)
-    return np.memmap(folder / REVEALED_AT, np.uint16, "r", shape=(rows.num_rows, rows.row_tokens))
-
-
 def right_ones(
     tokenizer: "PreTrainedTokenizerFast", questions: list[Asked], answers: list[dict[str, Any]]
 ) -> Iterator[tuple[list[int], dict[str, Any], int]]:
@@ -188,3 +185,7 @@ def right_ones(
             )
             if judge.ends_alike(reference, text):
                 yield asked.prompt, one, len(text.encode())
+
+
+if __name__ == "__main__":
+    run_stage(main, "own_answers")

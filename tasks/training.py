@@ -139,12 +139,11 @@ def train_stage(
     validated_on: str | None = None,
     name: str | None = None,
     own_rows: Path | None = None,
-    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains on data/tokens/<corpus> and publishes data/models, data/curves and data/metrics under `name`.
 
-    None: validation rows are of the same corpus, and the name is the instance's or the stage's. `own_rows`, a folder that the
-    stage made, is trained on instead of the corpus; `facts` go into the metrics.
+    None: validation rows are of the same corpus, and the name is the instance's or the stage's. `own_rows`, the folder of a
+    model's own answers, is trained on instead of the corpus.
     """
     config = training_config(stage, method_keys)
     name = name or stage.instance or stage.name
@@ -155,9 +154,7 @@ def train_stage(
             f"data/tokens holds ids of a vocabulary of {written}, the network has {network.config.embedding_rows} rows: they "
             "belong to different tokenizers; set tokenize.tokenizer to the checkpoint's"
         )
-    loader = training_rows(stage, corpus, config.batch_rows)
-    if own_rows:
-        loader = replace(loader, folders_with_weights=[(own_rows, 1.0)])
+    loader = training_rows(stage, corpus, config.batch_rows, own_rows)
     trainer = Trainer(
         network,
         objective,
@@ -171,7 +168,7 @@ def train_stage(
         stage.address,
     )
     progress = trainer.run()
-    publish(stage, name, trainer.raw_network, tokenizer_folder, progress, facts or {})
+    publish(stage, name, trainer.raw_network, tokenizer_folder, progress)
 
 
 def training_config(stage: Stage, method_keys: Iterable[str]) -> TrainingConfig:
@@ -179,8 +176,10 @@ def training_config(stage: Stage, method_keys: Iterable[str]) -> TrainingConfig:
     return TrainingConfig.from_section(stage.section, (*method_keys, *LAUNCH_KEYS, "threads", "start_from"))
 
 
-def training_rows(stage: Stage, corpus: str, batch_rows: int) -> RowLoader:
-    """The training rows of a corpus kind, mixed by weight, in the order of the seed."""
+def training_rows(stage: Stage, corpus: str, batch_rows: int, own_rows: Path | None = None) -> RowLoader:
+    """The training rows of a corpus kind, mixed by weight, or those of `own_rows`, in the order of the seed."""
+    if own_rows:
+        return RowLoader([(own_rows, 1.0)], batch_rows, stage.seed)
     rows, weights = token_folders(stage.root / "data/tokens", corpus)
     return RowLoader(list(zip(rows["train"], weights, strict=True)), batch_rows, stage.seed)
 
@@ -206,9 +205,8 @@ def publish(
     network: Transformer,
     tokenizer_folder: Path,
     progress: Progress,
-    facts: Mapping[str, Any],
 ) -> None:
-    """Checkpoint, deterministic curve and deterministic numbers (the `facts` too) of a finished training run."""
+    """Checkpoint, deterministic curve and deterministic numbers of a finished training run."""
     made = stage.work / "checkpoint"
     is_first = processes().is_main_process
     if is_first or is_sharded(network):  # all of those that share it give their parts
@@ -232,7 +230,6 @@ def publish(
             "steps": progress.step,
             "stopped_early": progress.stopped_early,
             "parameters": num_parameters(network),
-            **facts,
             **last_values(progress),
         },
     )

@@ -11,12 +11,13 @@ from model.network.config import NetworkConfig
 from model.samplers.decode import make_policy
 from model.training.config import TrainingConfig
 from model.training.optimizer import learning_rate_factor
+from tasks import distill_draft, tune_cap
 from tasks.contradictions import check_recipe
 from tasks.launch import KEYS as LAUNCH_KEYS
+from tasks.own_answers import OwnAnswers
 from tasks.parameters import check_sections, load_params
 from tasks.promotion.settings import RetrainOptions
 from tasks.serving.settings import ServeConfig
-from tasks.tune_cap import own_answers_of
 
 PRESETS = sorted((Path(__file__).parents[1] / "presets").glob("*.yaml"))
 METHOD_KEYS = {
@@ -24,9 +25,9 @@ METHOD_KEYS = {
     "pretrain_diffusion": ("objective", *RECIPE_KEYS),
     "finetune_ar": (),
     "finetune_diffusion": ("objective", *RECIPE_KEYS),
-    "distill_draft": ("layers", "which_layers", "student", "teacher_share", "direction", "teacher_cache", *RECIPE_KEYS),
+    "distill_draft": distill_draft.METHOD_KEYS,
     "prefer": ("models", "beta", "hiding"),
-    "tune_cap": ("strength", "temperature", "answers", "own_answers", *RECIPE_KEYS),
+    "tune_cap": tune_cap.METHOD_KEYS,
 }
 
 
@@ -42,7 +43,7 @@ def test_a_preset_is_accepted_by_every_stage_that_reads_it(preset):
         config = TrainingConfig.from_section(params[stage], (*keys, *LAUNCH_KEYS, "threads", "start_from"))
         learning_rate_factor(config.schedule, config.steps, config.warmup_steps, config.minimum_learning_rate_fraction)
     check_recipe(params)
-    own_answers_of(params["tune_cap"])
+    OwnAnswers.from_section(params["own_answers"])
     EvaluateConfig.from_section(params["evaluate"])
     for policy in [*params["speculate"]["policies"].values(), ServeConfig.from_section(params["serve"]).policy]:
         make_policy(policy, block)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from flows.ablations import describe, jobs, prepare_folder, use_base, waiting
-from tasks.ablation_measures import measured, score, steps_until
-from tasks.ablation_plan import read_plan, slug
+from tasks.ablation_measures import measured, right_at, score, steps_until
+from tasks.ablation_plan import read_plan, seeds_of, slug
 from tasks.ablations import answer, page
 from tests.conftest import ROOT, Checkout
 
@@ -65,6 +65,7 @@ def mini(checkout: Checkout) -> Checkout:
     ("plan", "message"),
     [
         ({**plan_of(), "seeds": [0, 1]}, "fewer than three"),
+        (plan_of(seeds=[0, 1]), "fewer than three"),
         (plan_of(control="none"), "control of size, 'none', is none of its arms"),
         (plan_of(arms={"more": {"tunes": {}}}), "changes tunes, which the preset does not have"),
         (plan_of(items={"score": "threshold=0.90"}), "compares answers and does not say whose: instance is missing"),
@@ -85,7 +86,7 @@ def test_the_plan_of_the_repository_names_only_what_exists():
     assert (
         len({job.folder for job in others})
         == len(others)
-        == 3 * sum(len(q["arms"]) for q in plan["questions"].values())
+        == sum(len(seeds_of(plan, name)) * len(q["arms"]) for name, q in plan["questions"].items())
     )
     assert len({job.key for job in others}) >= len(others) - 6  # two controls may be the same work under two questions
     stages = {stage.partition("@")[0] for job in (base, *others) for stage in job.stages}
@@ -115,20 +116,18 @@ def test_steps_are_counted_until_the_curve_is_where_the_controls_ended(tmp_path:
 
 
 def test_the_score_at_a_parallelism_lies_between_the_thresholds_around_it(tmp_path: Path):
-    def point(score: float, parallel: float) -> dict:
-        return {"score": {"value": score}, "tokens_per_forward": {"value": parallel}}
-
-    found = {
-        "test": {"threshold=0.90": point(70.0, 3.0)},
-        "sweep": {"test": {"threshold=0.80": point(60.0, 5.0), "tokens_per_step=8": point(0.0, 4.0)}},
-    }
-    (tmp_path / "data/metrics").mkdir(parents=True)
-    (tmp_path / "data/metrics/found.json").write_text(json.dumps(found))
-    scores = [
-        measured({"evaluation": "found.json", "tokens_per_forward": parallel}, {0: tmp_path}, {})[0]
-        for parallel in (3.0, 4.5, 5.5)
+    (tmp_path / "data/samples").mkdir(parents=True)
+    points = {"threshold=0.90": (3, [1, 1]), "threshold=0.80": (5, [1, 0]), "tokens_per_step=8": (4, [0, 0])}
+    records = [
+        {"point": name, "benchmark": "sums", "right": float(right), "tokens": [7] * parallel, "forwards": 1}
+        for name, (parallel, answers) in points.items()
+        for right in answers
     ]
-    assert scores == [70.0, 62.5, float("inf")], "no other policy's point is on the curve"
+    (tmp_path / "data/samples/tune.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    found = [right_at(tmp_path, "tune", {"tokens_per_forward": parallel}) for parallel in (3.0, 4.5, 5.5)]
+    assert found == [{"sums": [1.0, 1.0]}, {"sums": [1.0, 0.25]}, None], "no other policy's point is on the curve"
+    assert score({0: found[0], 1: None}, None)["mean"] == float("inf")
+    assert score({0: found[1], 1: found[1]}, {0: found[0], 1: found[0]})["difference"].value == -37.5
 
 
 MINI = {"preset": "mini", "seed": 0, "tune": {}, "first": {}, "network": {"hidden_size": 8}, "tokenize": {}}
@@ -140,7 +139,7 @@ def pipeline(tmp_path: Path) -> Path:
     (tmp_path / "root/presets").mkdir(parents=True)
     (tmp_path / "root/presets/mini.yaml").write_text(yaml.safe_dump(MINI))
     made = tmp_path / "pipeline"
-    for name in ("raw/benchmarks/one", "tokens/one", "models/first/weights", "models/tune/weights"):
+    for name in ("raw/benchmarks/one", "tokens/one", "models/first/weights", "models/tune/weights", "own_answers/rows"):
         (made / "data" / name).parent.mkdir(parents=True)
         (made / "data" / name).write_text(name)
     (made / "params.yaml").write_text(yaml.safe_dump(MINI | {"preset": "large"}))

@@ -33,7 +33,7 @@ def test_a_contradiction_names_its_keys(case):
 
 
 def test_the_first_stage_refuses_before_it_makes_anything(checkout):
-    text = (checkout.root / "params.yaml").read_text().replace("minimum_fraction: 0.1", "minimum_fraction: 0.95")
+    text = (checkout.root / "params.yaml").read_text().replace("minimum_fraction: 0.3", "minimum_fraction: 0.95")
     (checkout.root / "params.yaml").write_text(text)
     done = checkout.python("-m", "tasks.download")
     assert done.returncode == 2 and "hiding.minimum_fraction (0.95)" in done.stdout and "Traceback" not in done.stdout

@@ -1,6 +1,8 @@
-"""CAP's rows of a model's own right answers: what is asked, what is kept, and that a kill costs no answer."""
+"""A model's own right answers: what is asked, what is kept, that a kill costs no answer, and who trains on them."""
 
+import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from model.text.packing import Layout, TokenRows
 from model.text.tokenise import Corpus, CorpusTokeniser
 from model.text.tokenizer import add_mask_token, load_tokenizer, train_tokenizer
 from model.text.unpacking import asked_in
-from tasks import own_answers
-from tasks.own_answers import OwnAnswers
+from tasks import own_answers, own_rows
+from tasks.contradictions import check_recipe
+from tasks.distill_draft import distill_draft
 from tasks.tune_cap import tune_cap
 from tests.tasks.test_foreign_start import stage
 
@@ -29,6 +32,10 @@ ROWS = [
     for n in range(40)
 ]
 TRAINING = {"steps": 2, "batch_rows": 2, "learning_rate": 1e-3, "warmup_steps": 1, "strength": 1.0, "temperature": 0.5}
+DISTILLING = {
+    "layers": 2, "teacher_share": 0.7, "direction": "forward", "steps": 3, "batch_rows": 2,
+    "learning_rate": 1e-2, "warmup_steps": 1,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "data/tokens/mixture.json").write_text(json.dumps({"instructions": {"sums": 1.0}}))
     mask = add_mask_token(tokenizer, tmp_path / "with-mask")
     config = NetworkConfig(
-        vocabulary_size=mask + 1, hidden_size=16, num_layers=1, num_heads=2, feed_forward_size=24,
+        vocabulary_size=mask + 1, hidden_size=16, num_layers=4, num_heads=2, feed_forward_size=24,
         attention="block_causal", block_tokens=16, mask_token_id=mask, eos_token_id=tokenizer.eos_token_id,
         maximum_positions=256,
     )  # fmt: skip
@@ -89,9 +96,14 @@ def texts_of(folder: Path, tokenizer) -> set[tuple[str, str]]:
     }
 
 
+def ask(root: Path, **section) -> tuple[Path, dict]:
+    """Runs the stage; the folder of rows and what became of the questions."""
+    own_answers.main(stage(root, "own_answers", section))
+    return root / "data/own_answers", json.loads((root / "data/metrics/own_answers.json").read_text())
+
+
 def test_right_answers_are_kept_as_the_model_wrote_them_and_only_to_training_questions(root: Path, speaker: Speaker):
-    parent = load_checkpoint(root / "data/models/finetune_diffusion")
-    folder, facts = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers(questions=1000))
+    folder, facts = ask(root, questions=1000)
     trained = {question for question, _ in texts_of(root / "data/tokens/instructions/train/sums", speaker.tokenizer)}
     numbers = {question: int(question.split()[2]) for question in trained}
     right = {(question, f"Twice {n}.\n#### {2 * n}") for question, n in numbers.items() if n % 2 == 0 and n != 2}
@@ -99,16 +111,14 @@ def test_right_answers_are_kept_as_the_model_wrote_them_and_only_to_training_que
     assert (facts["asked"], facts["right"], facts["kept"]) == (len(trained), len(right), len(right))
     batch = TokenRows(folder).read(range(facts["rows"]))
     assert facts["tokens_per_forward"] > 2 and batch.graded.any(1).all()
-    again, _ = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
-    assert again == folder and speaker.calls == 1
+    assert json.loads((folder / "facts.json").read_text()) == facts
 
 
 def test_the_forward_that_revealed_a_token_stands_beside_it_and_what_fills_a_block_was_never_revealed(
     root: Path, speaker: Speaker
 ):
-    parent = load_checkpoint(root / "data/models/finetune_diffusion")
-    folder, facts = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
-    batch, times = TokenRows(folder).read(range(facts["rows"])), own_answers.read_times(folder)
+    folder, facts = ask(root, questions=1000)
+    batch, times = TokenRows(folder).read(range(facts["rows"])), own_rows.read_times(folder)
     answers = 0
     for asked in asked_in(batch, speaker.tokenizer.eos_token_id):
         long = len(asked.reference) + 1
@@ -136,55 +146,100 @@ def test_a_killed_stage_asks_only_what_was_not_answered_and_ends_with_the_same_r
     root: Path, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(own_answers, "CHUNK", 10)
-    parent = load_checkpoint(root / "data/models/finetune_diffusion")
-    whole, _ = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
+    whole, _ = ask(root, questions=1000)
     wanted = {path.name: path.read_bytes() for path in whole.iterdir()}
     calls = speaker.calls
-    (root / "work/own_answers.json").unlink()
     (root / "work/answers-10.json").unlink()
-    (whole / "tokens.bin").write_bytes(b"half a row")
-    made, _ = own_answers.own_answers(stage(root, "tune_cap", {}), parent, OwnAnswers())
+    half = root / "work/own_answers"
+    half.mkdir()
+    (half / "tokens.bin").write_bytes(b"half a row")
+    made, _ = ask(root, questions=1000)
     assert {path.name: path.read_bytes() for path in made.iterdir()} == wanted
     assert speaker.calls == calls + 1
 
 
-def test_cap_and_its_control_train_on_the_same_own_answers_and_say_how_many(root: Path, speaker: Speaker):
-    metrics = {}
+def test_cap_its_control_and_the_draft_train_on_own_answers(root: Path, speaker: Speaker):
+    ask(root, questions=1000)
+    states = {}
     for instance in ("tune_cap", "tune_cap_control"):
         tune_cap(stage(root, "tune_cap", TRAINING | {"answers": "own", "steps": 20, "learning_rate": 1e-2}, instance))
-        metrics[instance] = json.loads((root / f"data/metrics/{instance}.json").read_text())
-    assert metrics["tune_cap"]["own_answers/right"] == metrics["tune_cap_control"]["own_answers/right"] > 10
-    tuned, control = (load_checkpoint(root / f"data/models/{name}").network.state_dict() for name in metrics)
-    assert any(not torch.equal(tuned[name], control[name]) for name in tuned)
+        states[instance] = load_checkpoint(root / f"data/models/{instance}").network.state_dict()
+    assert any(
+        not torch.equal(states["tune_cap"][name], states["tune_cap_control"][name]) for name in states["tune_cap"]
+    )
+    drafts = {}
+    for answers, hidden in (("truth", "drawn"), ("own", "drawn"), ("own", "visited")):
+        distill_draft(stage(root, "distill_draft", DISTILLING | {"answers": answers, "states": hidden}))
+        drafts[answers, hidden] = load_checkpoint(root / "data/models/distill_draft").network.embedding.weight
+    for one, other in itertools.combinations(drafts, 2):
+        assert not torch.equal(drafts[one], drafts[other]), (one, other)
 
 
 def test_visited_states_train_in_the_place_of_drawn_ones(root: Path, speaker: Speaker):
+    ask(root, questions=1000)
     made = {}
     for states in ("drawn", "visited"):
-        section = TRAINING | {"answers": "own", "own_answers": {"states": states}}
+        section = TRAINING | {"answers": "own", "states": states}
         tune_cap(stage(root, "tune_cap", section, "tune_cap"))
         made[states] = load_checkpoint(root / "data/models/tune_cap").network.state_dict()
         shutil.rmtree(root / "data/models/tune_cap")
     assert any(not torch.equal(made["drawn"][name], made["visited"][name]) for name in made["drawn"])
-    hiding = {"hiding": {"draw": "iid_t", "minimum_fraction": 0.1, "maximum_fraction": 0.9}}
-    with pytest.raises(ValueError, match=r"tune_cap\.hiding says what is hidden, and so does own_answers\.states"):
-        tune_cap(stage(root, "tune_cap", section | hiding, "tune_cap"))
     config = root / "data/models/finetune_diffusion/config.json"
     config.write_text(config.read_text().replace("block_causal", "bidirectional"))
     with pytest.raises(ValueError, match=r"needs a block-causal model with the blocks of the rows \(16 tokens\)"):
         tune_cap(stage(root, "tune_cap", section, "tune_cap"))
 
 
+def test_a_stored_teacher_answers_about_own_answers_too(root: Path, speaker: Speaker):
+    ask(root, questions=1000)
+    section = DISTILLING | {"answers": "own", "teacher_cache": {"top_k": 4}}
+    distill_draft(stage(root, "distill_draft", section))
+    assert json.loads((root / "data/metrics/distill_draft.json").read_text())["steps"] == DISTILLING["steps"]
+
+
+def test_who_asks_nothing_leaves_a_folder_that_nobody_can_train_on(root: Path, speaker: Speaker):
+    folder, facts = ask(root, questions=0)
+    assert facts == {"asked": 0} and [path.name for path in folder.iterdir()] == ["facts.json"] and not speaker.calls
+    with pytest.raises(ValueError, match=r"tune_cap\.answers is own, and data/own_answers holds no answers"):
+        tune_cap(stage(root, "tune_cap", TRAINING | {"answers": "own"}, "tune_cap"))
+
+
 def test_a_model_that_is_never_right_and_options_that_make_no_sense_are_refused(root: Path):
-    section = TRAINING | {"answers": "own", "own_answers": {"questions": 5}}
-    with pytest.raises(ValueError, match=r"none of 5 answers ends as its reference does.*tune_cap.answers: truth"):
-        tune_cap(stage(root, "tune_cap", section, "tune_cap"))
+    with pytest.raises(ValueError, match=r"none of 5 answers ends as its reference does.*own_answers.questions: 0"):
+        ask(root, questions=5)
     for wrong, message in (
-        ({"answers": "mine"}, "tune_cap.answers is 'mine'; it must be one of truth, own"),
-        ({"own_answers": {"question": 5}}, "own_answers.question is unknown"),
-        ({"own_answers": {"questions": 0}}, "own_answers.questions is 0"),
-        ({"own_answers": {"states": "some"}}, "own_answers.states is 'some'; it must be one of drawn, visited"),
-        ({"processes": 2}, "tune_cap.processes 2: one process answers"),
+        ({"question": 5}, "own_answers.question is unknown"),
+        ({"questions": -1}, "own_answers.questions is -1"),
+        ({"questions": 5, "processes": 2}, "own_answers.processes is unknown"),
     ):
         with pytest.raises(ValueError, match=message):
-            tune_cap(stage(root, "tune_cap", section | wrong, "tune_cap"))
+            ask(root, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tune_cap": {"answers": "mine"}}, "tune_cap.answers is 'mine'; it must be one of truth, own"),
+        (
+            {"distill_draft": {"answers": "own", "states": "some"}},
+            "distill_draft.states is 'some'; it must be one of drawn",
+        ),
+        ({"tune_cap": {"states": "visited"}}, "tune_cap.states is visited and tune_cap.answers truth"),
+        (
+            {"distill_draft": {"answers": "own", "states": "visited", "teacher_cache": {}}},
+            "distill_draft.teacher_cache says what is hidden, and so does distill_draft.states: visited",
+        ),
+        (
+            {"tune_cap": {"answers": "own", "states": "visited", "hiding": {"draw": "iid_t"}}},
+            "tune_cap.hiding says what is hidden, and so does tune_cap.states: visited",
+        ),
+        ({"tune_cap": {"answers": "own"}, "own_answers": {"questions": 0}}, "own_answers.questions 0: nobody is asked"),
+        (
+            {"distill_draft": {"answers": "own", "start_from": "here"}},
+            "distill_draft.start_from is here and own_answers.start_from None: the answers would be another model's",
+        ),
+    ],
+)
+def test_the_first_stage_refuses_answers_that_cannot_be_trained_on(changes: dict, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_recipe({"own_answers": {"questions": 5}, **changes})
