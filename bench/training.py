@@ -6,15 +6,16 @@ mask. Same weights, rows, hidden tokens, optimizer (fused AdamW, weights in floa
 accelerate and transformers' Trainer have it). Our way is what the training loop does. Both sides take turns in one process of
 one thread. A line has the median of the ratios of processor time, tokens of the rows (padding not counted) a second of it, the
 largest difference of the losses on equal weights, and what a step takes at most beyond weights, gradients and optimizer state
-(resident memory of a process of its own in which a tiny step went before, so that libraries are loaded; the largest of three
-steps). Rows are made up: one conversation each, as long as real ones: at tiny those of its generated world (10 to 35 tokens
-asked, 34 to 56 answered), at nano the 44 % of 256 tokens that 47,000 public ones take (FLAN, GSM8K, P3, OASST in Chinese) with a
-vocabulary of 6,400 of their own. `match_stored_teacher` is distillation from the second epoch on with `teacher_cache`: our
-teacher has answered before (its 64 likeliest tokens and one class for all others, so the losses differ more), the plain way asks
-it again.
+(resident memory of a process of its own in which two steps went before, so that libraries are loaded and code is compiled; the
+largest of three steps). Rows are made up: one conversation each, as long as real ones: at tiny those of its generated world (10
+to 35 tokens asked, 34 to 56 answered), at nano the 44 % of 256 tokens that 47,000 public ones take (FLAN, GSM8K, P3, OASST in
+Chinese) with a vocabulary of 6,400 of their own. `match_stored_teacher` is distillation from the second epoch on with
+`teacher_cache`: our teacher has answered before (its 64 likeliest tokens and one class for all others, so the losses differ
+more), the plain way asks it again.
 """
 
 import argparse
+import ctypes
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from model.objectives.masked_diffusion import MaskedDiffusion
 from model.objectives.match_teacher import MatchStoredTeacher, MatchTeacher, with_tail
 from model.objectives.next_token import NextToken
 from model.text.batch import Batch
+from model.training.compiling import compile_layers
 from model.training.teacher_cache import TeacherCache
 
 HIDING = HidingConfig("iid_t", 0.1, 0.9)
@@ -61,7 +63,7 @@ SIZES = {
     "tiny": Size(768, 128, 4, 4, 320, 16, 96, (0.10, 0.35), (0.35, 0.58)),
     "nano": Size(6400, 512, 8, 8, 1408, 8, 256, (0.05, 0.50), (0.02, 0.35)),
 }
-WARM = Size(32, 16, 2, 2, 32, 2, 32, (0.2, 0.4), (0.2, 0.5))  # loads the libraries
+WARM_STEPS = 2  # they load libraries, and compile
 METHODS = ("next_token", "masked_diffusion", "block_diffusion", "confidence", "match_teacher", "match_stored_teacher")
 DISTILLED = tuple(name for name in METHODS if name.startswith("match_"))  # students have half of the layers
 
@@ -117,7 +119,7 @@ class Remembered:
 class Ours:
     """The step of the training loop."""
 
-    def __init__(self, size: Size, name: str) -> None:
+    def __init__(self, size: Size, name: str, is_compiled: bool) -> None:
         teacher = network(size, 1, size.layers)
         block = BlockDiffusion(size.mask, size.block, HIDING)
         self.remembered = Remembered(MatchTeacher(block, teacher))
@@ -130,6 +132,8 @@ class Ours:
             "match_stored_teacher": MatchStoredTeacher(block, self.remembered),
         }[name]
         self.net = network(size, 0, size.layers // 2 if name in DISTILLED else size.layers)
+        for one in (self.net, teacher) if is_compiled else ():
+            compile_layers(one)
 
     def prepare(self, batch: Batch, seed: int) -> None:
         """What an earlier epoch has left."""
@@ -146,7 +150,7 @@ class Ours:
 class Plain:
     """The same loss from full logits over padded rows."""
 
-    def __init__(self, size: Size, name: str) -> None:
+    def __init__(self, size: Size, name: str, is_compiled: bool) -> None:
         self.size, self.name = size, name
         ours = network(size, 0, size.layers // 2 if name in DISTILLED else size.layers)
         self.net = llama(ours.config)
@@ -232,11 +236,11 @@ class Comparison:
     difference: float
 
 
-def compare(size: Size, name: str, steps: int, precision: str) -> Comparison:
-    ours, plain = Ours(size, name), Plain(size, name)
+def compare(size: Size, name: str, steps: int, precision: str, is_compiled: bool) -> Comparison:
+    ours, plain = Ours(size, name, is_compiled), Plain(size, name, is_compiled)
     sides = [Side(ours, precision), Side(plain, precision)]
     seconds, rates, differences = [], [], []
-    for step in range(steps + 1):
+    for step in range(WARM_STEPS + steps):
         batch, spent, losses = made_up(size, step), [], []
         copy_weights(ours.net, plain.net)
         ours.prepare(batch, step)
@@ -245,7 +249,7 @@ def compare(size: Size, name: str, steps: int, precision: str) -> Comparison:
             losses.append(side.step(batch, step))
             spent.append(time.thread_time() - began)
         differences.append(abs(losses[0] - losses[1]))
-        if step:
+        if step >= WARM_STEPS:
             seconds.append(spent)
             rates.append([int((batch.documents >= 0).sum()) / took for took in spent])
     ratio = statistics.median(theirs / own for own, theirs in seconds)
@@ -253,29 +257,32 @@ def compare(size: Size, name: str, steps: int, precision: str) -> Comparison:
 
 
 def peak_bytes(options: argparse.Namespace, name: str, way: str) -> int:
-    """Most memory of three steps beyond what stands when the first begins, gradients and moments left out, in a new process."""
+    """Most memory of three steps beyond what stands when the first begins, gradients left out, in a new process."""
     command = [sys.executable, "-m", "bench.training", "--size", options.size, "--methods", name, "--peak", way]
-    command += ["--precision", options.precision]
+    command += ["--precision", options.precision, *["--compile"] * options.compile]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def own_peak(size: Size, name: str, way: type, precision: str) -> int:
+def own_peak(size: Size, way: Ours | Plain, precision: str) -> int:
     """Prints nothing: for the process that `peak_bytes` starts."""
-    warm, batch = Side(way(WARM, name), precision), made_up(WARM, 0)
-    warm.way.prepare(batch, 0)
-    warm.step(batch, 0)
-    side = Side(way(size, name), precision)
+    side = Side(way, precision)
+    for step in range(WARM_STEPS):
+        run(side, size, step)
+    ctypes.CDLL(None).malloc_trim(0)  # what these steps have freed is given back
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again here
     before = _kilobytes(status, "VmRSS")
-    for step in range(3):
-        batch = made_up(size, step)
-        side.way.prepare(batch, step)
-        side.step(batch, step)
-    state = (
-        3 * 4 * sum(parameter.numel() for parameter in side.way.net.parameters())
-    )  # gradients and AdamW's two moments
-    return 1024 * (_kilobytes(status, "VmHWM") - before) - state
+    for step in range(WARM_STEPS, WARM_STEPS + 3):
+        run(side, size, step)
+    gradients = 4 * sum(parameter.numel() for parameter in way.net.parameters())
+    return 1024 * (_kilobytes(status, "VmHWM") - before) - gradients
+
+
+def run(side: Side, size: Size, step: int) -> None:
+    """One step on rows of its own."""
+    batch = made_up(size, step)
+    side.way.prepare(batch, step)
+    side.step(batch, step)
 
 
 def _kilobytes(status: Path, name: str) -> int:
@@ -287,6 +294,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--size", default="tiny", choices=SIZES)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true", help="our layers through torch.compile (`compile: true`)")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument(
         "--peak", choices=("ours", "plain"), help="only print the bytes of one side; for the bench itself"
@@ -296,12 +304,12 @@ def main() -> None:
     size = SIZES[options.size]
     if options.peak:
         way = Ours if options.peak == "ours" else Plain
-        print(own_peak(size, options.methods[0], way, options.precision))
+        print(own_peak(size, way(size, options.methods[0], options.compile), options.precision))
         return
-    print(f"{options.size}, {options.precision}")
+    print(f"{options.size}, {options.precision}{', ours compiled' if options.compile else ''}")
     print("method | plain / ours | tokens/s ours | plain | losses differ by | peak MB ours | plain")
     for name in options.methods:
-        found = compare(size, name, options.steps, options.precision)
+        found = compare(size, name, options.steps, options.precision, options.compile)
         peaks = [peak_bytes(options, name, way) / 2**20 for way in ("ours", "plain")]
         print(
             f"{name} | {found.ratio:.2f} | {found.ours:.0f} | {found.plain:.0f} | {found.difference:.1e} | {peaks[0]:.0f} | "

@@ -94,7 +94,8 @@ def page(root: Path, plan: dict[str, Any], answers: dict[str, tuple]) -> str:
         "",
         f"Written by `python -m flows.ablations` from what its jobs measured: preset `{plan['preset']}`, seeds "
         f"{', '.join(map(str, plan['seeds']))} where a question has no others. Differences are to the control, paired by seed "
-        "(Student's t) or, for scores, by seed and question (bootstrap), with 95 % intervals; one that holds zero is not resolved.",
+        "(Student's t) or, for scores, by seed and question (bootstrap), with 95 % intervals; one that holds zero is not "
+        "resolved.",
     ]
     for name, question in plan["questions"].items():
         done, measures = answers[name]

@@ -14,6 +14,7 @@ from model.curricula import RECIPE_KEYS
 from model.network.transformer import Transformer
 from model.objectives.match_teacher import MatchStoredTeacher, MatchTeacher
 from model.objectives.objective import Objective
+from model.training.compiling import compile_layers
 from model.training.teacher_cache import TeacherCache, stored_answers
 from tasks.own_rows import hidden_as_asked, rows_for
 from tasks.stage import Stage, run_stage
@@ -64,6 +65,8 @@ def taught(stage: Stage, base: Objective, teacher: Transformer, rows: Path | Non
     section = stage.section
     mix = (section["teacher_share"], section["direction"])
     if section.get("teacher_cache") is None:
+        if section.get("compile"):
+            compile_layers(teacher)
         return MatchTeacher(base, teacher, *mix)
     settings, config = TeacherCache.from_section(section["teacher_cache"]), training_config(stage, METHOD_KEYS)
     loader = training_rows(stage, "instructions", config.batch_rows, rows)

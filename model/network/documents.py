@@ -62,18 +62,25 @@ class DocumentMasks:
         value: Float[Tensor, "1 shared rows width"],
         columns: Int[Tensor, "1 asked"] | None,
     ) -> Float[Tensor, "1 heads asked width"]:
-        """Scaled dot-product attention inside every document; the queries are those of the given rows, in order (None: all)."""
+        """Scaled dot-product attention inside every document; the queries are those of the given rows, in order (None: all).
+
+        Rows behind the last document are nobody's: they take nothing.
+        """
         sizes = counts = [count * length for count, length in self.groups]
+        query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
         asked: list[Tensor | None] = [None] * len(sizes)
         if columns is not None:
-            chosen = torch.zeros(sum(sizes), dtype=torch.bool, device=columns.device)
-            asked = list(chosen.index_fill_(0, columns[0], True).split(sizes))
+            chosen = torch.zeros(len(key), dtype=torch.bool, device=columns.device)
+            asked = list(chosen.index_fill_(0, columns[0], True)[: sum(sizes)].split(sizes))
             counts = torch.stack([part.sum() for part in asked]).tolist()
-        query, key, value = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
+        (query, nobodys), key, value = query.tensor_split([sum(counts)]), key[: sum(sizes)], value[: sum(sizes)]
         parts = zip(
             self.groups, self.masks, asked, query.split(counts), key.split(sizes), value.split(sizes), strict=True
         )
-        return torch.cat([self._group(*part) for part in parts]).transpose(0, 1)[None]
+        mixed = [self._group(*part) for part in parts]
+        if len(nobodys):
+            mixed.append(torch.zeros_like(nobodys, dtype=mixed[0].dtype))
+        return torch.cat(mixed).transpose(0, 1)[None]
 
     def _group(self, group, mask, asked, query, key, value) -> Float[Tensor, "asked heads width"]:
         key, value = (part.unflatten(0, group).transpose(1, 2) for part in (key, value))

@@ -29,9 +29,11 @@ class FeedForward(nn.Module):
 
 def swiglu(gate_up: Float[Tensor, "*batch twice"]) -> Float[Tensor, "*batch once"]:
     """silu(gate) * up of [gate ; up], which nobody else may need: without a way back it is overwritten."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return SwiGLU.apply(gate_up)
     gate, up = gate_up.chunk(2, -1)
+    if torch.compiler.is_compiling():  # the compiler makes one pass of it, either way
+        return functional.silu(gate) * up
     return functional.silu(gate, inplace=True).mul_(up)
 
 

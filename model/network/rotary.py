@@ -137,7 +137,8 @@ def rotate(
         return torch.cat((rotate(x[..., :turned], cosine, signed_sine), x[..., turned:]), -1)
     wide = x.to(cosine.dtype)
     dtype = wide.dtype if x.device.type == "cpu" and torch.is_grad_enabled() else x.dtype
-    return _Turn.apply(wide, cosine, signed_sine).to(dtype)
+    turn = _turned if torch.compiler.is_compiling() else _Turn.apply
+    return turn(wide, cosine, signed_sine).to(dtype)
 
 
 class _Turn(torch.autograd.Function):

@@ -16,6 +16,7 @@ from model.network.experts import MixtureOfExperts
 from model.network.feed_forward import FeedForward, StackedLinear
 from model.network.masks import AttentionPattern, asked_columns
 from model.network.norms import RMSNorm
+from model.network.repeated_shapes import spare_rows
 from model.network.rotary import Rotary, rotate
 
 
@@ -159,6 +160,7 @@ class Transformer(nn.Module):
             else nn.Identity()
         )
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.has_experts = any(config.is_mixture(index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon, config.norm)
         self.rotary = Rotary(config.rotary_width, config.rotary_base, config.maximum_positions, config.rotary_scaling)
         self.unembedding = nn.Linear(config.hidden_size, config.embedding_rows, bias=False)
@@ -183,9 +185,27 @@ class Transformer(nn.Module):
         that grades a quarter of the rows saves most of a layer.
         """
         allowed = pattern if isinstance(pattern, Tensor) else pattern.allowed()
-        if isinstance(allowed, DocumentMasks) and asked is not None:
-            asked = asked[0].nonzero()[:, 0]
+        if isinstance(allowed, DocumentMasks):
+            return self._run_flat(tokens, positions, allowed, embedding_noise, asked)
         return self._run(tokens, positions, allowed, embedding_noise, asked)
+
+    def _run_flat(self, tokens, positions, allowed: DocumentMasks, embedding_noise, asked) -> Tensor:
+        """A flat line of documents, rounded up where that is faster; the last spare row stands for those asked too many.
+
+        Not of a mixture: its experts would count rows that are nobody's.
+        """
+        rows = tokens.shape[1]
+        spare = 0 if self.has_experts else spare_rows(rows, self.embedding.weight)
+        if spare:
+            tokens, positions = (functional.pad(each, (0, spare)) for each in (tokens, positions))
+            embedding_noise = None if embedding_noise is None else functional.pad(embedding_noise, (0, 0, 0, spare))
+        if asked is None:
+            return self._run(tokens, positions, allowed, embedding_noise, None)[:, :rows]
+        asked = asked[0].nonzero()[:, 0]
+        count = len(asked)
+        if spare:
+            asked = functional.pad(asked, (0, spare_rows(count, self.embedding.weight)), value=rows + spare - 1)
+        return self._run(tokens, positions, allowed, embedding_noise, asked)[:count]
 
     def forward_cached(
         self,

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
+
+from model.network.repeated_shapes import spare_rows
 
 PIECE_NUMBERS = 2**21  # logits at a time: 8 MB in float32
 KEPT_NUMBERS = 2**22  # 16 MB; computing logits again costs a third of the head's products
@@ -39,7 +42,10 @@ def read_head(
     A head with a `weight` (nn.Linear without a bias) is read in pieces; any other callable gives all logits at once.
     """
     if getattr(head, "weight", None) is not None and getattr(head, "bias", None) is None:
-        return Reading(*_ReadInPieces.apply(hidden, head.weight, ids, temperature))
+        if not (spare := spare_rows(len(hidden), hidden)):
+            return Reading(*_ReadInPieces.apply(hidden, head.weight, ids, temperature))
+        hidden, ids = (functional.pad(each, (0, 0, 0, spare)) for each in (hidden, ids))
+        return Reading(*(each[:-spare] for each in _ReadInPieces.apply(hidden, head.weight, ids, temperature)))
     logits = _wide(head(hidden))
     entropy = torch.zeros(len(logits), device=logits.device, dtype=logits.dtype)
     if temperature is not None:

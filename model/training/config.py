@@ -22,6 +22,9 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     accumulation_steps: int = 1
     precision: str = "float32"
+    compile: bool = (
+        False  # torch.compile of the layers: pays in bfloat16 and on GPUs, in runs of more than some minutes
+    )
     expert_bias: str = "frozen"  # of a mixture of experts; balanced: moved towards an even load after every step
     expert_bias_step: float = 0.001  # by this much (arXiv:2408.15664)
     validate_every_steps: int = 500
@@ -56,6 +59,8 @@ class TrainingConfig:
             )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision '{self.precision}' must be one of {', '.join(PRECISIONS)}")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile {self.compile!r} must be true or false")
         if self.expert_bias not in EXPERT_BIASES:
             raise ValueError(f"expert_bias '{self.expert_bias}' must be one of {', '.join(EXPERT_BIASES)}")
         if self.expert_bias_step <= 0:

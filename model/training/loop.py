@@ -19,6 +19,7 @@ from model.objectives.objective import Objective, Terms, View
 from model.text.batch import Batch
 from model.text.packing import TokenRows
 from model.training.best_weights import BestWeights
+from model.training.compiling import compile_layers
 from model.training.config import TrainingConfig
 from model.training.expert_load import ExpertLoads
 from model.training.loader import RowLoader, timed
@@ -69,11 +70,15 @@ class Trainer:
         if shard and not is_sharded(network):
             shard(network)
         self.shares_network = shard is not None
+        if config.compile and self.shares_network:
+            raise ValueError("compile: true and distribution: fsdp2 were never tried together. Leave one of them out")
         optimizers = make_optimizers(network, config.optimizer, config.learning_rate, config.weight_decay)
         self.network, self.optimizers = network, optimizers
         if not self.shares_network:
             self.network, *self.optimizers = self.accelerator.prepare(network, *optimizers)
         self.raw_network = self.accelerator.unwrap_model(self.network)
+        if config.compile:
+            compile_layers(self.raw_network)
         # A whole matrix is read in pieces; a shared one is gathered by the network's own method, which gives all logits.
         self.head = self.raw_network.head if self.shares_network else self.raw_network.unembedding
         self.experts = ExpertLoads(

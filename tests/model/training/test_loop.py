@@ -45,6 +45,36 @@ def test_a_killed_run_goes_on_to_bit_identical_weights_and_curve(tmp_path, data)
     assert (work / "fingerprint").read_text() == (whole / "fingerprint").read_text()
 
 
+@pytest.mark.slow
+def test_compiled_layers_compute_what_the_others_do_and_go_on_bit_for_bit(tmp_path, data):
+    plain, whole = (trainer(tmp_path / name, data, steps=10, compile=name == "whole") for name in ("plain", "whole"))
+    plain.run()
+    whole.run()
+    for name, value in plain.raw_network.state_dict().items():
+        assert torch.allclose(value, whole.raw_network.state_dict()[name], atol=1e-4), name
+    cut = trainer(tmp_path / "cut", data, steps=10, compile=True)
+    step = cut._step
+
+    def interrupted(batch):
+        if cut.progress.step == 7:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    cut._step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    resumed = trainer(tmp_path / "cut", data, steps=10, compile=True)
+    assert resumed.points.load(resumed.progress).step == 5
+    resumed.run()
+    assert fingerprint(resumed) == fingerprint(whole)
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_first_step(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"compile is true, and there is no C\+\+ compiler 'no-such-compiler'"):
+        trainer(tmp_path / "work", data, compile=True)
+
+
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, data):
     """The limit on file sizes stands in for the full disk: the system refuses the same call, with another number."""
     work = tmp_path / "full"
