@@ -4,11 +4,11 @@ import csv
 import json
 import math
 import statistics
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from model.benchmarks.records import correctness
+from model.benchmarks.records import correctness, correctness_at
+from model.benchmarks.records import curve_of as curve_of_points
 from model.benchmarks.scoring import Interval, paired_difference
 
 Answers = dict[str, list[float]]  # benchmark -> right or wrong per test question
@@ -108,31 +108,17 @@ def score(right: dict[int, Answers | None], control: dict[int, Answers | None] |
 def right_at(folder: Path, instance: str, point: str | dict[str, float]) -> Answers | None:
     """Benchmark -> right or wrong per test question at one operating point.
 
-    Or at {tokens_per_forward}, where the thresholds, joined by straight lines, are that parallel: shares of right between the two
-    thresholds around it, question by question, so that their mean lies on the line. None outside the thresholds.
+    Or at {tokens_per_forward}: where the model's curve is that parallel (`correctness_at`), None where it nowhere is.
     """
     lines = (folder / f"data/samples/{instance}.jsonl").read_text(encoding="utf-8").splitlines()
     points: dict[str, list[dict[str, Any]]] = {}
     for record in map(json.loads, lines):
         points.setdefault(record["point"], []).append(record)
-    if isinstance(point, str):
-        if point not in points:
-            raise ValueError(f"{folder}: {instance} was not evaluated at {point}; set it in the plan's `items`")
-        return correctness(points[point])
-    wanted = point["tokens_per_forward"]
-    curve = sorted(
-        (sum(len(one["tokens"]) for one in records) / sum(one["forwards"] for one in records), correctness(records))
-        for name, records in points.items()
-        if name.startswith("threshold=")
-    )
-    for (left, before), (right, after) in pairwise(curve):
-        if left <= wanted <= right:
-            share = (wanted - left) / (right - left)
-            return {
-                name: [(1 - share) * one + share * other for one, other in zip(before[name], after[name], strict=False)]
-                for name in before
-            }
-    return None
+    if isinstance(point, dict):
+        return correctness_at(curve_of_points(points), point["tokens_per_forward"])
+    if point not in points:
+        raise ValueError(f"{folder}: {instance} was not evaluated at {point}; set it in the plan's `items`")
+    return correctness(points[point])
 
 
 def stacked(right: dict[int, Answers], seeds: list[int]) -> dict[str, list[list[float]]]:

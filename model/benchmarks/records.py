@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from model.benchmarks import scoring
-from model.benchmarks.harness import Sample
+from model.benchmarks.settings import ONE_TOKEN
 from model.benchmarks.trade_off import Point
+
+if TYPE_CHECKING:
+    from model.benchmarks.harness import Sample
 
 Record = dict[str, Any]
 
@@ -69,6 +73,45 @@ def first_items(records: Sequence[Record], items: int | None) -> list[Record]:
         if items is None or seen[record["benchmark"]] <= items:
             kept.append(record)
     return kept
+
+
+def curve_of(points: Mapping[str, Sequence[Record]]) -> list[tuple[float, dict[str, list[float]]]]:
+    """(tokens per forward, correctness) of one token per forward and of every threshold, least parallel first.
+
+    Of written answers, and of the questions that every point was asked. One token per forward is the threshold 1.
+    """
+    kept: list[dict[str, list[Record]]] = []  # point -> benchmark -> records
+    for name, records in points.items():
+        if name == ONE_TOKEN or name.startswith("threshold="):
+            kept.append({})
+            for record in records:
+                if "tokens" in record:
+                    kept[-1].setdefault(record["benchmark"], []).append(record)
+    curve = []
+    for point in kept:
+        asked = [one for name, own in point.items() for one in own[: min(len(each[name]) for each in kept)]]
+        if asked:
+            parallelism = sum(len(one["tokens"]) for one in asked) / sum(one["forwards"] for one in asked)
+            curve.append((parallelism, correctness(asked)))
+    return sorted(curve, key=lambda pair: pair[0])
+
+
+def correctness_at(
+    curve: Sequence[tuple[float, dict[str, list[float]]]], tokens_per_forward: float
+) -> dict[str, list[float]] | None:
+    """Where a curve, its points joined by straight lines, is that parallel; None outside of it.
+
+    Question by question the share of right of the two points around, so that the score lies on the line and two models can be
+    compared on the same questions.
+    """
+    for (left, before), (right, after) in pairwise(curve):
+        if left <= tokens_per_forward <= right:
+            share = (tokens_per_forward - left) / (right - left) if right > left else 0.0
+            return {
+                name: [(1 - share) * one + share * other for one, other in zip(before[name], after[name], strict=True)]
+                for name in before
+            }
+    return None
 
 
 def summarise(records: Sequence[Record], eos: int | None, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:

@@ -1,19 +1,23 @@
 """Effects that others published, as they came out here: value with interval, goal, and what that says about the goal."""
 
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model.benchmarks.records import Record, correctness_at, curve_of
+from model.benchmarks.scoring import paired_difference
 from tasks.reporting.inputs import BASELINE, REFERENCE, TUNED, Inputs
 
 RATIO_GOAL = 1.46  # LLaDA2.0-flash-CAP's tokens per forward / LLaDA2.0-flash's
 AGREEMENT_GOAL = 0.90
 DISTANCE_GOAL = -3.0  # points
 Interval = dict[str, float]
+Points = Mapping[str, Sequence[Record]]  # operating point -> records in order
 
 
 def goals(compared: dict[str, Any], inputs: Inputs) -> list[dict[str, Any]]:
     """Rows of the table; a goal is `met` or `missed` when the whole 95 % interval lies on its side, else `not resolved`."""
     rows = {row["instance"]: row for row in compared["models"]}
+    gap, place = curve_gap(inputs.records[TUNED], inputs.records[REFERENCE])
     ratio, difference = compared["cap"]["ratios"].get(REFERENCE), rows[BASELINE]["difference_to_sft"]
     found = [
         goal(
@@ -23,8 +27,8 @@ def goals(compared: dict[str, Any], inputs: Inputs) -> list[dict[str, Any]]:
             "x",
             "1.46x, losing 1.72 points (LLaDA2.0-flash, 12 benchmarks)",
         ),
-        goal("CAP's score minus SFT's curve, at its lowest", curve_gap(compared["trade_off"]), 0.0, "points", None)
-        | {"remark": curves_apart(compared["trade_off"])},
+        goal("CAP's score minus SFT's at as many tokens per forward, at its lowest", gap, 0.0, "points", None)
+        | {"remark": f"at {place:.2f} tokens per forward" if gap else ""},
         goal(
             "diffusion SFT's score minus AR's, one token per forward",
             negated(difference),
@@ -58,50 +62,19 @@ def negated(one: Interval | None) -> Interval | None:
     return one and {"value": 0.0 - one["value"], "low": 0.0 - one["high"], "high": 0.0 - one["low"]}  # no -0.0
 
 
-def curve_gap(trade_off: dict[str, Any]) -> Interval | None:
-    """CAP's score minus SFT's at as many tokens per forward, where it is worst; SFT's curve is straight between its thresholds.
+def curve_gap(tuned: Points, reference: Points) -> tuple[Interval | None, float]:
+    """One model's score minus another's at as many tokens per forward, where that is lowest, and how many those are.
 
-    The interval is the sum of both sides' own, hence wide. None where the curves share no tokens per forward.
+    Both curves begin at one token per forward; they are compared at every point of either as far as both reach (paired
+    bootstrap over the questions). None where there is no such point.
     """
-    cap, sft = cap_and_sft(trade_off)
+    curves = [curve_of(points) for points in (tuned, reference)]
     gaps = []
-    for parallelism, score in cap:
-        below = at(sft, parallelism)
-        if below:
-            low, high = score["low"] - below["high"], score["high"] - below["low"]
-            gaps.append({"value": score["value"] - below["value"], "low": low, "high": high})
-    return min(gaps, key=lambda gap: gap["value"], default=None)
-
-
-def curves_apart(trade_off: dict[str, Any]) -> str:
-    """Where one curve begins after the other has ended; empty where they share tokens per forward."""
-    cap, sft = cap_and_sft(trade_off)
-    if not cap or not sft or cap[0][0] <= sft[-1][0]:
-        return ""
-    (first, begun), (last, ended) = cap[0], sft[-1]
-    return (
-        f"CAP begins at {first:.2f} tokens per forward with {begun['value']:.1f} points, SFT has ended at {last:.2f} with "
-        f"{ended['value']:.1f}"
-    )
-
-
-def cap_and_sft(trade_off: dict[str, Any]) -> list[list[tuple[float, Interval]]]:
-    """(tokens per forward, score) of the thresholds of either, least parallel first."""
-    return [
-        sorted((one["tokens_per_forward"]["value"], one["score"]) for one in trade_off[name]["points"])
-        if name in trade_off
-        else []
-        for name in (TUNED, REFERENCE)
-    ]
-
-
-def at(curve: list[tuple[float, Interval]], place: float) -> Interval | None:
-    """The score between the two neighbours of a place; None outside the curve."""
-    for (left, before), (right, after) in pairwise(curve):
-        if left <= place <= right:
-            share = (place - left) / (right - left) if right > left else 0.0
-            return {key: before[key] + share * (after[key] - before[key]) for key in ("value", "low", "high")}
-    return None
+    for place in sorted({parallelism for curve in curves for parallelism, _ in curve}):
+        first, second = (correctness_at(curve, place) for curve in curves)
+        if first and second:
+            gaps.append((paired_difference(first, second, resamples=2000).as_dict(), place))
+    return min(gaps, key=lambda each: each[0]["value"], default=(None, 0.0))
 
 
 def matches(rows: list[dict[str, Any]], policy: str) -> str:

@@ -13,7 +13,7 @@ import report_world
 from tasks import report
 from tasks.reporting.charts import speculation_charts
 from tasks.reporting.comparison import compare, forwards_ratio, trade_off
-from tasks.reporting.goals import curve_gap, curves_apart, goal
+from tasks.reporting.goals import curve_gap, goal
 from tasks.reporting.inputs import MODELS, read_inputs
 from tasks.reporting.pieces import cut, marks_of
 from tasks.reporting.samples import choose
@@ -321,28 +321,30 @@ def test_goals_are_met_or_missed_only_where_the_whole_interval_lies_on_one_side(
     assert one["remark"] == "whole states matched at depth 1, 2, ...: 83 %, 69 %, 57 %, 47 %"
     assert goal("", {"value": 0.5, "low": 0.4, "high": 0.6}, 0.61, "", None)["verdict"] == "missed"
     assert goal("", None, 0.0, "", None)["verdict"] == "not resolved"
-    assert gap["measured"]["low"] < gap["measured"]["value"] < gap["measured"]["high"]
+    assert gap["measured"]["low"] <= gap["measured"]["value"] <= gap["measured"]["high"]
+    assert gap["remark"] == "at 1.00 tokens per forward"
     for row in figures["goals"]:
         assert row["what"].replace("'", "&#39;") in files["report.html"] and row["what"] in files["table.txt"]
 
 
 def test_a_curve_is_compared_at_equal_tokens_per_forward() -> None:
-    def curve(*points: tuple[float, float]) -> dict:
-        values = [
-            {"tokens_per_forward": {"value": tpf}, "score": {"value": score, "low": score - 1, "high": score + 1}}
-            for tpf, score in points
-        ]
-        return {"points": values}
+    def points(**right: list[float]) -> dict:
+        """Operating point -> records; a point's name ends in its tokens per forward."""
+        names = {name: "tokens_per_step=1" if name == "at1" else f"threshold={name}" for name in right}
+        return {
+            names[name]: [
+                {"benchmark": "sums", "right": one, "tokens": [5] * int(name[2:]), "forwards": 1} for one in answers
+            ]
+            for name, answers in right.items()
+        } | {"tokens_per_step=8": [{"benchmark": "sums", "right": 1.0, "tokens": [5] * 2, "forwards": 1}]}
 
-    curves = {"finetune_diffusion": curve((2.0, 80.0), (3.0, 70.0))}
-    curves["tune_cap"] = curve((1.0, 50.0), (2.5, 76.0), (2.8, 71.0), (4.0, 10.0))
-    assert curve_gap(curves) == pytest.approx({"value": -1.0, "low": -3.0, "high": 1.0})
-    assert curves_apart(curves) == ""
-    apart = curves | {"tune_cap": curve((4.0, 60.0))}
-    assert curve_gap(apart) is None
-    assert (
-        curves_apart(apart) == "CAP begins at 4.00 tokens per forward with 60.0 points, SFT has ended at 3.00 with 70.0"
+    reference = points(at1=[1.0, 1.0], at3=[1.0, 0.0])
+    worst, place = curve_gap(points(at1=[1.0, 1.0], at2=[1.0, 0.0, 1.0], at5=[0.0, 0.0]), reference)
+    assert (worst["value"], place) == (-25.0, 2.0), (
+        "half of the second question is right between the reference's points"
     )
+    assert worst["low"] <= -25.0 <= worst["high"]
+    assert curve_gap(points(at4=[1.0, 1.0], at5=[1.0, 1.0]), reference) == (None, 0.0)
 
 
 def test_what_models_write_cannot_become_markup(root: Path) -> None:
