@@ -7,8 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from model.benchmarks.records import correctness, correctness_at
-from model.benchmarks.records import curve_of as curve_of_points
+from model.benchmarks.records import correctness, correctness_at, parallelism_curve
 from model.benchmarks.scoring import Interval, paired_difference
 
 Answers = dict[str, list[float]]  # benchmark -> right or wrong per test question
@@ -115,7 +114,7 @@ def right_at(folder: Path, instance: str, point: str | dict[str, float]) -> Answ
     for record in map(json.loads, lines):
         points.setdefault(record["point"], []).append(record)
     if isinstance(point, dict):
-        return correctness_at(curve_of_points(points), point["tokens_per_forward"])
+        return correctness_at(parallelism_curve(points), point["tokens_per_forward"])
     if point not in points:
         raise ValueError(f"{folder}: {instance} was not evaluated at {point}; set it in the plan's `items`")
     return correctness(points[point])

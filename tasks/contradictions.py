@@ -41,6 +41,11 @@ def check_recipe(params: Mapping[str, Any]) -> None:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     check_answers(params)
+    for name, section in params.items():
+        if isinstance(section, Mapping) and section.get("compile") and section.get("distribution") == "fsdp2":
+            raise ValueError(
+                f"{name}.compile is true and {name}.distribution fsdp2: layers are cut over processes or compiled. Leave one out"
+            )
     if (params.get("prefer") or {}).get("models") and not (params.get("download") or {}).get("preferences"):
         raise ValueError(
             "prefer.models is set, but download.preferences names no corpus of pairs: add one, or list no model"

@@ -75,7 +75,7 @@ def first_items(records: Sequence[Record], items: int | None) -> list[Record]:
     return kept
 
 
-def curve_of(points: Mapping[str, Sequence[Record]]) -> list[tuple[float, dict[str, list[float]]]]:
+def parallelism_curve(points: Mapping[str, Sequence[Record]]) -> list[tuple[float, dict[str, list[float]]]]:
     """(tokens per forward, correctness) of one token per forward and of every threshold, least parallel first.
 
     Of written answers, and of the questions that every point was asked. One token per forward is the threshold 1.

@@ -71,7 +71,7 @@ class Trainer:
             shard(network)
         self.shares_network = shard is not None
         if config.compile and self.shares_network:
-            raise ValueError("compile: true and distribution: fsdp2 were never tried together. Leave one of them out")
+            raise ValueError("compile is true and the network is cut over processes (fsdp2): leave one of them out")
         optimizers = make_optimizers(network, config.optimizer, config.learning_rate, config.weight_decay)
         self.network, self.optimizers = network, optimizers
         if not self.shares_network:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.benchmarks.records import Record, correctness_at, curve_of
+from model.benchmarks.records import Record, correctness_at, parallelism_curve
 from model.benchmarks.scoring import paired_difference
 from tasks.reporting.inputs import BASELINE, REFERENCE, TUNED, Inputs
 
@@ -68,7 +68,7 @@ def curve_gap(tuned: Points, reference: Points) -> tuple[Interval | None, float]
     Both curves begin at one token per forward; they are compared at every point of either as far as both reach (paired
     bootstrap over the questions). None where there is no such point.
     """
-    curves = [curve_of(points) for points in (tuned, reference)]
+    curves = [parallelism_curve(points) for points in (tuned, reference)]
     gaps = []
     for place in sorted({parallelism for curve in curves for parallelism, _ in curve}):
         first, second = (correctness_at(curve, place) for curve in curves)
