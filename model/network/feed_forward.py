@@ -32,7 +32,7 @@ def swiglu(gate_up: Float[Tensor, "*batch twice"]) -> Float[Tensor, "*batch once
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return SwiGLU.apply(gate_up)
     gate, up = gate_up.chunk(2, -1)
-    if torch.compiler.is_compiling():  # the compiler makes one pass of it, either way
+    if torch.compiler.is_compiling():  # one pass, whatever is written here
         return functional.silu(gate) * up
     return functional.silu(gate, inplace=True).mul_(up)
 

@@ -22,9 +22,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     accumulation_steps: int = 1
     precision: str = "float32"
-    compile: bool = (
-        False  # torch.compile of the layers: pays in bfloat16 and on GPUs, in runs of more than some minutes
-    )
+    compile: bool = False  # layers through torch.compile: pays in bfloat16, in runs of more than some minutes
     expert_bias: str = "frozen"  # of a mixture of experts; balanced: moved towards an even load after every step
     expert_bias_step: float = 0.001  # by this much (arXiv:2408.15664)
     validate_every_steps: int = 500

@@ -20,7 +20,7 @@ WRONG = {
     ),
     "complementary masking with AR": ("finetune_ar", {"hiding": {"complementary": True}}, "finetune_ar.hiding belongs to"),
     "a network that is cut and compiled": (
-        "pretrain_ar", {"compile": True, "distribution": "fsdp2"}, "pretrain_ar.compile is true and pretrain_ar.distribution fsdp2",
+        "pretrain_ar", {"compile": True, "distribution": "fsdp2"}, "pretrain_ar.compile is true and pretrain_ar.distribution",
     ),
     "answers longer than the row": ("evaluate", {"max_new_tokens": 200}, "evaluate.max_new_tokens 200 .*tokenize.row_tokens 96"),
 }  # fmt: skip
