@@ -5,10 +5,10 @@ a small product itself; flat rows have another length in every step. Rows that n
 import torch
 from torch import Tensor
 
-GRAIN = 128  # rows; few lengths occur, and a few in a hundred rows are spare
+ROUND_TO = 128  # rows; few lengths occur, and a few in a hundred rows are spare
 
 
 def spare_rows(rows: int, like: Tensor) -> int:
-    """How many rows to add to so many: 1 to GRAIN where shapes cost something, else 0."""
+    """How many rows to add to so many: 1 to ROUND_TO where shapes cost something, else 0."""
     narrow = like.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu")
-    return GRAIN - rows % GRAIN if narrow and like.device.type == "cpu" else 0
+    return ROUND_TO - rows % ROUND_TO if narrow and like.device.type == "cpu" else 0
