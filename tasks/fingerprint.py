@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from tasks.parameters import load_params
+from tasks.training_answers import FOLDER as OWN_ANSWERS
 
-OWN_ANSWERS = "data/own_answers"  # a stage that wants them says itself that they are missing
 RAW_DATA = "data/raw"
 ANNOUNCED = "UNMASK_FINGERPRINT"  # what who starts a stage knows already, so that the stage need not load DVC
 SMALL_BYTES = 2**20
@@ -90,7 +90,8 @@ def _mark(folder: Path) -> str:
 
 
 def _replaceable(path: str, given: dict[str, str]) -> bool:
-    """A checkpoint that another stands in for; own answers, which a stage that trains on the truth can do without."""
+    """A checkpoint that another stands in for; own answers, which a stage that trains on the truth can do without (one that
+    wants them says itself that they are missing)."""
     return path == OWN_ANSWERS or (bool(given) and path.startswith("data/models/"))
 
 

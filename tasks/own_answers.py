@@ -30,9 +30,10 @@ from model.text.packing import Layout, RowWriter
 from model.text.tokenizer import load_tokenizer
 from model.text.unpacking import Asked, asked_in
 from model.training.loader import RowLoader
-from tasks.own_rows import FOLDER, write_times
+from tasks.own_rows import write_times
 from tasks.stage import Stage, run_stage
 from tasks.training import parent_checkpoint, publish_metrics, training_rows
+from tasks.training_answers import FOLDER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -10,9 +10,8 @@ from model.objectives.visited_states import NEVER, VisitedStates
 from model.text.packing import TokenRows
 from model.text.unpacking import asked_in
 from tasks.stage import Stage
-from tasks.training_answers import TrainingAnswers
+from tasks.training_answers import FOLDER, TrainingAnswers
 
-FOLDER = "data/own_answers"
 REVEALED_AT = "revealed_at.bin"  # [rows, row_tokens] uint16, beside the rows
 CHUNK = 256  # rows in memory at once
 

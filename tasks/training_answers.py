@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+FOLDER = "data/own_answers"  # what stage own_answers makes
 SECTIONS = ("tune_cap", "distill_draft")
 KEYS = ("answers", "states")
 ANSWERS = ("truth", "own")
